@@ -1,0 +1,89 @@
+"""Text files read with line numbers in every error, and written all or nothing."""
+
+import gzip
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, renamed to it when the block ends without an error.
+
+    Args:
+        path: The file to make or replace; missing parent folders are made.
+
+    Yields:
+        A path in the same folder for the caller to write. After an error it is removed and a
+        file already at `path` stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write UTF-8 text atomically; gzipped, with the same bytes each time, where `path` ends in .gz."""
+    data = text.encode("utf-8")
+    if Path(path).suffix == ".gz":
+        data = gzip.compress(data, mtime=0)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def read_lines(path: Path | str) -> Iterator[tuple[int, str]]:
+    """Yield the number (from 1) and text of each line that is not blank, without its line end.
+
+    Args:
+        path: A UTF-8 file, plain or (by the name's .gz) gzipped.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not UTF-8, a damaged gzip stream, or no line at all; names file and line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    number, empty = 0, True
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+        try:
+            for number, raw in enumerate(stream, start=1):
+                line = raw.decode("utf-8").rstrip("\r\n")
+                if line.strip():
+                    empty = False
+                    yield number, line
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file") from None
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path}:{number + 1}: damaged gzip file ({error}); fetch it again") from None
+    if empty:
+        raise ValueError(f"{path}: the file is empty")
+
+
+def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the line number (from 1) and the object of each line of a JSON-lines file.
+
+    Raises:
+        ValueError: A line is not a JSON object; names file and line. See also `read_lines`.
+    """
+    for number, line in read_lines(path):
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{path}:{number}: not JSON ({error})") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}:{number}: expected a JSON object, got {type(record).__name__}")
+        yield number, record
