@@ -1,0 +1,46 @@
+# Everything runs in .venv, made from requirements.txt on first use.
+PYTHON ?= python3
+PROFILE ?= scifact
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= $(shell nproc)
+export TOKENIZERS_PARALLELISM := false
+export PYTHONWARNINGS := ignore::DeprecationWarning
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint render runs readme bench clean
+
+help:            ## list these commands
+	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/: [^#]*## /\t/' | expand -t 12
+
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing the pinned packages (2 to 4 minutes, 2.6 GB) ..."
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+run: .venv/installed        ## run all notebooks on the sample profile into build/sample (12 minutes, 2 cores)
+	$(BIN)/python -m dpr.notebooks run --profile sample
+
+test: .venv/installed       ## run all tests, notebooks included (25 minutes at most, 2 cores)
+	$(BIN)/python -m pytest
+
+lint: .venv/installed       ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+render: .venv/installed     ## run the notebooks on PROFILE in place, for committing
+	$(BIN)/python -m dpr.notebooks render --profile $(PROFILE)
+
+runs: .venv/installed       ## run the notebooks on PROFILE, keeping only their files in runs/
+	$(BIN)/python -m dpr.notebooks runs --profile $(PROFILE)
+
+readme: .venv/installed     ## write the README's tables and figure from runs/
+	$(BIN)/python -m dpr.report
+
+bench: .venv/installed      ## measure speed beside other libraries
+	$(BIN)/python benchmarks/exact_search.py
+
+clean:           ## remove what the commands above built, not .venv
+	rm -rf build

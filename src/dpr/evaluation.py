@@ -1,0 +1,105 @@
+"""Retrieval metrics of a run, through ranx, averaged over every judged query."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dpr.trec import Qrels, ordered_hits
+
+METRICS = ("nDCG@10", "RR@10", "R@100", "R@1000", "AP@1000", "P@10", "judged@10")
+RANX_NAMES = {"nDCG": "ndcg", "RR": "mrr", "R": "recall", "AP": "map", "P": "precision"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run's metrics.
+
+    Attributes:
+        means: metric → mean over all judged queries, from 0 to 1.
+        per_query: metric → query_id → value; every judged query is there.
+        num_queries: Judged queries, the number each mean divides by.
+        num_missing: Judged queries for which the run has no hit; each counts as 0.
+    """
+
+    means: dict[str, float]
+    per_query: dict[str, dict[str, float]]
+    num_queries: int
+    num_missing: int
+
+
+def evaluate(
+    qrels: Qrels, run: Mapping[str, Mapping[str, float]], metrics: Sequence[str] = METRICS
+) -> Evaluation:
+    """Score a run against judgements as trec_eval does, but over all judged queries.
+
+    Hits are ordered by `ordered_hits`, whatever their order in `run`. A judged query without hits
+    counts 0; queries without judgements are left out. Grades below 0 count as 0. nDCG takes the
+    grade as gain (trec_eval's, not 2^grade − 1).
+
+    Args:
+        qrels: Judgements, at least one query.
+        run: Scores, larger is better. A cutoff deeper than the run was made measures the run as
+            it is: cut runs have no meaningful R@1000.
+        metrics: Names with a cutoff: nDCG@k, RR@k, R@k, AP@k, P@k, and judged@k, the share of the
+            k best hits that are judged at all.
+
+    Raises:
+        ValueError: No judgements, an unknown metric, or a run none of whose queries is judged.
+
+    Source: Järvelin and Kekäläinen 2002 (nDCG); https://github.com/usnistgov/trec_eval.
+
+    >>> evaluate({"q1": {"a": 1}, "q2": {"b": 1}}, {"q1": {"a": 2.0, "b": 1.0}}, ["RR@10"]).means
+    {'RR@10': 0.5}
+    """
+    if not qrels:
+        raise ValueError("no judgements: nothing to evaluate against")
+    cutoffs = {metric: _split_metric(metric) for metric in metrics}
+    judged = {q: run[q] for q in qrels if run.get(q)}
+    if not judged:
+        raise ValueError(f"the run's {len(run)} queries and the {len(qrels)} judged ones have none in common")
+    ranked = {q: [doc_id for doc_id, _ in ordered_hits(scores)] for q, scores in judged.items()}
+    by_ranx = {m: f"{RANX_NAMES[name]}@{k}" for m, (name, k) in cutoffs.items() if name != "judged"}
+    values = _ranx_per_query(qrels, ranked, list(by_ranx.values()))
+    per_query = {}
+    for metric, (name, k) in cutoffs.items():
+        if name == "judged":
+            found = {q: sum(d in qrels[q] for d in docs[:k]) / min(k, len(docs)) for q, docs in ranked.items()}
+        else:
+            found = values[by_ranx[metric]]
+        per_query[metric] = {q: float(found.get(q, 0.0)) for q in qrels}
+    means = {metric: sum(scores.values()) / len(qrels) for metric, scores in per_query.items()}
+    return Evaluation(means, per_query, len(qrels), len(qrels) - len(judged))
+
+
+def _split_metric(metric: str) -> tuple[str, int]:
+    """Take `nDCG@10` apart, refusing names that are not ours."""
+    name, _, cutoff = metric.partition("@")
+    if (name not in RANX_NAMES and name != "judged") or not cutoff.isdecimal() or int(cutoff) < 1:
+        known = ", ".join(f"{n}@k" for n in (*RANX_NAMES, "judged"))
+        raise ValueError(f"unknown metric {metric!r}; known are {known} with k of at least 1")
+    return name, int(cutoff)
+
+
+def _ranx_per_query(qrels: Qrels, ranked: dict[str, list[str]], names: list[str]) -> dict[str, dict]:
+    """ranx's values by metric and query, for queries with hits; ranks stand in for scores (no ties)."""
+    if not names:
+        return {}
+    ranx = import_ranx()
+    clipped = {q: {d: max(0, grade) for d, grade in qrels[q].items()} for q in ranked}
+    run = ranx.Run(tie_free(ranked))
+    ranx.evaluate(ranx.Qrels(clipped), run, names)
+    return run.scores
+
+
+def import_ranx():
+    """ranx, without its compiler's remarks on ranx's own code; the first use compiles for half a minute."""
+    import ranx
+    from numba.core.errors import NumbaTypeSafetyWarning
+
+    warnings.filterwarnings("ignore", category=NumbaTypeSafetyWarning)
+    return ranx
+
+
+def tie_free(ranked: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
+    """Scores that fall by one from hit to hit: ranx breaks ties its own way, so it gets none."""
+    return {q: {d: float(len(docs) - i) for i, d in enumerate(docs)} for q, docs in ranked.items()}

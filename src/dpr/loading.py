@@ -1,0 +1,62 @@
+"""Finding a collection by name: embedded, in a folder, or downloaded."""
+
+import os
+from pathlib import Path
+
+from dpr.beir import read_beir
+from dpr.collection import Collection
+
+MARKERS = ("pyproject.toml", "notebooks")
+
+
+def project_root() -> Path:
+    """The nearest folder upwards of the current one that holds this repository, else the current one."""
+    here = Path.cwd()
+    return next((f for f in (here, *here.parents) if all((f / m).exists() for m in MARKERS)), here)
+
+
+def load_collection(name_or_folder: str | Path, split: str = "test") -> Collection:
+    """Load a test collection by name or from a folder in BEIR layout.
+
+    A name is looked for in `$DPR_DATA_DIR`, then in the repository's `data/`; a BEIR collection
+    found in neither is downloaded into `data/`, checked against its published md5.
+
+    Args:
+        name_or_folder: `docstrings` (embedded, nothing to download), a BEIR set (`scifact`,
+            `nfcorpus`, `trec-covid`, …), or the path of a folder.
+        split: `train`, `dev` or `test`. Where a set has no dev judgements, dev is a fixed fifth of
+            the train queries. For `docstrings`, train and dev have passages of their own.
+
+    Raises:
+        FileNotFoundError: A folder that is not there or not in BEIR layout.
+        ValueError: An unknown name, a split that is not there, malformed content, a wrong md5.
+    """
+    name = str(name_or_folder)
+    if name == "docstrings":
+        from dpr.docstrings import load_docstrings
+
+        return load_docstrings(split)
+    if isinstance(name_or_folder, Path) or os.sep in name or name.startswith("."):
+        if not Path(name).is_dir():
+            raise FileNotFoundError(f"{name}: no such folder; a path must be a folder in BEIR layout")
+        return read_beir(name, split)
+    folder = find_data(name)
+    if folder is None:
+        from dpr.download import download_beir
+
+        folder = download_beir(name, project_root() / "data")
+    return read_beir(folder, split, name)
+
+
+def find_data(name: str) -> Path | None:
+    """The file or folder `name` in `$DPR_DATA_DIR` or the repository's `data/`, or None.
+
+    Raises:
+        FileNotFoundError: `$DPR_DATA_DIR` is set to what is no folder.
+    """
+    places = [project_root() / "data"]
+    if os.environ.get("DPR_DATA_DIR"):
+        places.insert(0, Path(os.environ["DPR_DATA_DIR"]))
+        if not places[0].is_dir():
+            raise FileNotFoundError(f"DPR_DATA_DIR={places[0]}: no such folder; unset it or make it")
+    return next((place / name for place in places if (place / name).exists()), None)

@@ -1,0 +1,72 @@
+"""What the tests share: a collection small enough to check by hand, and the real data where there is some."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from dpr.collection import Collection, Passage
+
+settings.register_profile("dpr", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("dpr")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with the real collections; a test that asks for it is skipped where there is none."""
+    if not os.environ.get("DPR_DATA_DIR"):
+        pytest.skip("set DPR_DATA_DIR to the folder with the real collections")
+    return Path(os.environ["DPR_DATA_DIR"])
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory) -> Path:
+    """A folder that one module's tests overwrite files in, for hypothesis, which allows no `tmp_path`."""
+    return tmp_path_factory.mktemp("scratch")
+
+
+@pytest.fixture
+def tiny_collection() -> Collection:
+    """Six passages, two test queries and five train queries; no two texts alike, nothing wrong with it."""
+    return Collection(
+        name="tiny",
+        passages=[
+            Passage("d1", "Masks", "Masks filter droplets."),
+            Passage("d2", "Vitamin D", "Sunlight makes vitamin D in the skin."),
+            Passage("d3", "", "Handwashing removes viruses."),
+            Passage("d4", "Vaccines", "Two doses protect better than one."),
+            Passage("d5", "Bats", "Bats carry many coronaviruses."),
+            Passage("d6", "Zinc", "Zinc shortens a cold by a day."),
+        ],
+        all_queries={
+            "q1": "do masks help",
+            "q2": "where does vitamin D come from",
+            "t1": "does washing hands help",
+            "t2": "how many doses are needed",
+            "t3": "which animal carries coronaviruses",
+            "t4": "is zinc good for a cold",
+            "t5": "what do masks filter",
+        },
+        all_qrels={
+            "test": {"q1": {"d1": 2, "d3": 1, "d6": 0}, "q2": {"d2": 1}},
+            "train": {"t1": {"d3": 1}, "t2": {"d4": 1}, "t3": {"d5": 1}, "t4": {"d6": 1}, "t5": {"d1": 1}},
+        },
+    )
+
+
+@pytest.fixture
+def tiny_beir_folder(tmp_path, tiny_collection) -> Path:
+    """`tiny_collection` written as a folder in BEIR layout, named `tiny`."""
+    folder = tmp_path / "tiny"
+    (folder / "qrels").mkdir(parents=True)
+    corpus = [{"_id": p.doc_id, "title": p.title, "text": p.text} for p in tiny_collection.passages]
+    queries = [{"_id": query_id, "text": text} for query_id, text in tiny_collection.all_queries.items()]
+    for name, records in (("corpus", corpus), ("queries", queries)):
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    for split, qrels in tiny_collection.all_qrels.items():
+        rows = [f"{q}\t{d}\t{grade}\n" for q, grades in qrels.items() for d, grade in grades.items()]
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(rows))
+    return folder

@@ -1,0 +1,201 @@
+"""Loading: a collection is found by path, in the data folders, or fetched, in that order."""
+
+import inspect
+import sys
+from pathlib import Path
+from re import escape
+from types import SimpleNamespace
+
+import pytest
+
+from dpr.loading import find_data, load_collection, project_root
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """An empty repository as the current folder, with no data folder set from outside."""
+    root = tmp_path / "project"
+    for folder in ("notebooks", "data"):
+        (root / folder).mkdir(parents=True)
+    (root / "pyproject.toml").touch()
+    monkeypatch.chdir(root)
+    monkeypatch.delenv("DPR_DATA_DIR", raising=False)
+    return root
+
+
+@pytest.fixture
+def fetched(monkeypatch, tiny_beir_folder) -> list:
+    """Stand in for the download: what it was asked for, each time."""
+    asked = []
+
+    def download_beir(name, folder):
+        asked.append((name, Path(folder)))
+        return tiny_beir_folder
+
+    monkeypatch.setitem(sys.modules, "dpr.download", SimpleNamespace(download_beir=download_beir))
+    return asked
+
+
+# --- project_root ------------------------------------------------------------------------------
+
+
+def test_the_project_is_found_from_any_folder_inside_it(project, monkeypatch):
+    inside = project / "notebooks" / "figures"
+    inside.mkdir()
+    for folder in (project, project / "notebooks", inside):
+        monkeypatch.chdir(folder)
+        assert project_root() == project
+
+
+def test_outside_of_a_project_the_current_folder_stands_in(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()  # one marker of two is not enough
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert project_root() == tmp_path / "here"
+
+
+# --- find_data ---------------------------------------------------------------------------------
+
+
+def test_the_set_folder_is_searched_before_the_projects_data(project, tmp_path, monkeypatch):
+    assert find_data("tiny") is None
+    (project / "data" / "tiny").mkdir()
+    assert find_data("tiny") == project / "data" / "tiny"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setenv("DPR_DATA_DIR", str(elsewhere))
+    assert find_data("tiny") == project / "data" / "tiny"
+    (elsewhere / "tiny").mkdir()
+    assert find_data("tiny") == elsewhere / "tiny"
+
+
+def test_a_file_is_found_like_a_folder(project):
+    (project / "data" / "pairs.tsv").touch()
+    assert find_data("pairs.tsv") == project / "data" / "pairs.tsv"
+
+
+def test_an_empty_setting_counts_as_none(project, monkeypatch):
+    monkeypatch.setenv("DPR_DATA_DIR", "")
+    (project / "data" / "tiny").mkdir()
+    assert find_data("tiny") == project / "data" / "tiny"
+
+
+@pytest.mark.parametrize("kind", ["missing", "file"])
+def test_a_data_folder_that_is_none_is_refused_even_if_the_name_is_in_data(project, monkeypatch, kind):
+    (project / "data" / "tiny").mkdir()
+    wrong = project / "wrong"
+    if kind == "file":
+        wrong.touch()
+    monkeypatch.setenv("DPR_DATA_DIR", str(wrong))
+    for look in (find_data, load_collection):
+        with pytest.raises(
+            FileNotFoundError, match=escape(f"DPR_DATA_DIR={wrong}: no such folder; unset it or make it")
+        ):
+            look("tiny")
+
+
+# --- load_collection ---------------------------------------------------------------------------
+
+
+def test_a_path_is_read_as_a_folder_in_any_spelling(project, tiny_beir_folder, tiny_collection, monkeypatch):
+    monkeypatch.chdir(tiny_beir_folder.parent)
+    for path in (tiny_beir_folder, str(tiny_beir_folder), Path("tiny"), "./tiny", f"tiny{'/'}"):
+        assert load_collection(path).fingerprint == tiny_collection.fingerprint
+        assert load_collection(path, "train").split == "train"
+        assert load_collection(path).name == "tiny"
+
+
+def test_a_bare_name_is_no_path_even_where_such_a_folder_is(project, tiny_beir_folder, fetched, monkeypatch):
+    monkeypatch.chdir(tiny_beir_folder.parent)
+    load_collection("tiny")
+    assert fetched == [("tiny", tiny_beir_folder.parent / "data")]
+
+
+@pytest.mark.parametrize("path", ["./gone", "gone/deeper", Path("gone"), "../gone"])
+def test_a_path_that_is_no_folder_is_refused(project, fetched, path):
+    with pytest.raises(
+        FileNotFoundError, match=escape(f"{path}: no such folder; a path must be a folder in BEIR layout")
+    ):
+        load_collection(path)
+    assert fetched == []
+
+
+def test_a_folder_not_in_beir_layout_is_refused(project, fetched):
+    (project / "data" / "half").mkdir()
+    for half in ("half", "./data/half"):
+        with pytest.raises(FileNotFoundError, match=r"data.half: no corpus\.jsonl; a BEIR folder holds"):
+            load_collection(half)
+    assert fetched == []
+
+
+def test_a_name_is_read_from_the_set_folder_before_data(
+    project, tiny_beir_folder, tiny_collection, fetched, monkeypatch
+):
+    monkeypatch.setenv("DPR_DATA_DIR", str(tiny_beir_folder.parent))
+    (project / "data" / "tiny").mkdir()  # would fail: nothing in it
+    loaded = load_collection("tiny", "train")
+    assert loaded.fingerprint == tiny_collection.fingerprint
+    assert (loaded.name, loaded.split) == ("tiny", "train")
+    assert fetched == []
+
+
+def test_a_name_is_read_from_data_where_nothing_is_set(project, tiny_beir_folder, tiny_collection, fetched):
+    tiny_beir_folder.rename(project / "data" / "renamed")
+    loaded = load_collection("renamed")
+    assert (loaded.name, loaded.fingerprint) == ("renamed", tiny_collection.fingerprint)
+    assert fetched == []
+
+
+def test_a_name_found_nowhere_is_fetched_into_the_projects_data(
+    project, fetched, tiny_collection, monkeypatch
+):
+    monkeypatch.chdir(project / "notebooks")
+    loaded = load_collection("nfcorpus")
+    assert fetched == [("nfcorpus", project / "data")]
+    assert (loaded.name, loaded.fingerprint) == ("nfcorpus", tiny_collection.fingerprint)
+
+
+def test_an_unknown_name_is_refused(project):
+    pytest.importorskip("dpr.download")
+    with pytest.raises(ValueError, match="no-such-collection"):
+        load_collection("no-such-collection")
+    assert list((project / "data").iterdir()) == []
+
+
+def test_a_split_that_is_not_there_is_refused(project, tiny_beir_folder):
+    with pytest.raises(ValueError, match="tiny has no split 'validation'"):
+        load_collection(tiny_beir_folder, "validation")
+
+
+def test_malformed_content_is_refused_by_file_and_line(project, tiny_beir_folder):
+    with (tiny_beir_folder / "corpus.jsonl").open("a") as file:
+        file.write("no JSON\n")
+    with pytest.raises(ValueError, match=escape(f"{tiny_beir_folder / 'corpus.jsonl'}:7: not JSON")):
+        load_collection(tiny_beir_folder)
+
+
+def test_docstrings_are_the_embedded_collection_in_the_split_asked_for(project, fetched, monkeypatch):
+    monkeypatch.setitem(
+        sys.modules, "dpr.docstrings", SimpleNamespace(load_docstrings=lambda split: f"the {split} part")
+    )
+    assert load_collection("docstrings") == "the test part"
+    assert load_collection("docstrings", "dev") == "the dev part"
+    assert fetched == []
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "arguments"),
+    [
+        ("dpr.docstrings", "load_docstrings", ("test",)),
+        ("dpr.download", "download_beir", ("scifact", Path("data"))),
+    ],
+)
+def test_what_stands_in_for_other_modules_here_is_called_as_they_are(module, function, arguments):
+    real = getattr(pytest.importorskip(module), function)
+    assert inspect.signature(real).bind(*arguments)
+
+
+def test_scifact_is_found_by_name_in_the_set_folder(project, data_dir, fetched, monkeypatch):
+    monkeypatch.setenv("DPR_DATA_DIR", str(data_dir.resolve()))
+    assert len(load_collection("scifact").passages) == 5183
+    assert fetched == []
