@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, settings
 
 from dpr.collection import Collection, Passage
 
+DATA_DIR = os.environ.get("DPR_DATA_DIR") and Path(os.environ["DPR_DATA_DIR"]).resolve()
+
 settings.register_profile("dpr", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dpr")
 
@@ -16,9 +18,9 @@ settings.load_profile("dpr")
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder with the real collections; a test that asks for it is skipped where there is none."""
-    if not os.environ.get("DPR_DATA_DIR"):
+    if not DATA_DIR:
         pytest.skip("set DPR_DATA_DIR to the folder with the real collections")
-    return Path(os.environ["DPR_DATA_DIR"])
+    return DATA_DIR
 
 
 @pytest.fixture(scope="module")

@@ -241,6 +241,7 @@ def test_a_sample_is_taken_by_the_hash_of_ids_and_not_from_the_front():
 def test_a_sample_has_only_its_split_and_a_pool_with_thousands_separated():
     sample = numbered_collection(num_passages=2500).sample(1200, 2)
     assert list(sample.all_qrels) == ["test"]
+    assert sample.all_queries == sample.queries
     assert sample.pool == "1,200 of 2,500 passages"
 
 

@@ -1,0 +1,35 @@
+"""Dense passage retrieval, measured: collections, BM25, bi-encoders, TREC runs, evaluation.
+
+Names are loaded on first use, so `import dpr` is quick and brings no model library.
+"""
+
+import importlib
+
+_HOMES = {
+    "BM25": "bm25",
+    "BiEncoder": "encoder",
+    "Collection": "collection",
+    "ExactIndex": "index",
+    "Passage": "collection",
+    "Run": "trec",
+    "Workspace": "workspace",
+    "compare": "significance",
+    "evaluate": "evaluation",
+    "fuse": "significance",
+    "load_collection": "loading",
+    "read_qrels": "trec",
+    "read_run": "trec",
+    "read_topics": "trec",
+    "write_run": "trec",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"dpr has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"dpr.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,42 @@
+"""Claims that a notebook makes and checks, collected for its last cell."""
+
+import math
+
+
+class Claims:
+    """Call it to check a claim: it raises where the claim fails and remembers it where it holds.
+
+    >>> check = Claims()
+    >>> check("half is between a third and one", 0.5, low=0.3, high=1)
+    >>> check.rows
+    [('half is between a third and one', '0.5', '0.3 to 1')]
+    """
+
+    def __init__(self):
+        self.rows: list[tuple[str, str, str]] = []
+
+    def __call__(self, claim: str, value: float, low: float = -math.inf, high: float = math.inf) -> None:
+        """Check that `value` lies from `low` to `high`, both included.
+
+        Args:
+            claim: What holds, in words.
+            value: What was measured; a bool counts as 1 or 0.
+            low: Smallest value for which the claim holds.
+            high: Largest; an unexplained gain is an error too, so numbers get both.
+
+        Raises:
+            AssertionError: The value is outside, or NaN; names claim, value and bounds.
+            ValueError: No bound given.
+        """
+        if low == -math.inf and high == math.inf:
+            raise ValueError(f"claim {claim!r} has no bound: it could not fail")
+        bounds = f"{low:g} to {high:g}"
+        if high == math.inf:
+            bounds = f"at least {low:g}"
+        elif low == -math.inf:
+            bounds = f"at most {high:g}"
+        elif low == high:
+            bounds = f"{low:g}"
+        if not low <= value <= high:
+            raise AssertionError(f"claim failed: {claim}: got {value:.6g}, expected {bounds}")
+        self.rows.append((claim, f"{float(value):.4g}", bounds))

@@ -1,0 +1,211 @@
+"""BEIR collections over the net: fetched with resuming, checked by md5, unpacked with care."""
+
+import logging
+import lzma
+import stat
+import time
+import zipfile
+import zlib
+from functools import partial
+from pathlib import Path, PureWindowsPath
+from tempfile import TemporaryDirectory
+
+import pooch
+import requests
+from tqdm import tqdm
+
+BEIR_URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets"
+BEIR_MD5 = {
+    "trec-covid": "ce62140cb23feb9becf6270d0d1fe6d1",
+    "nfcorpus": "a89dba18a62ef92f7d323ec890a0d38d",
+    "arguana": "8ad3e3c2a5867cdced806d6503f29b99",
+    "scidocs": "38121350fc3a4d2f48850f6aff52e4a9",
+    "scifact": "5f7d1de60b170fc8027bb7898e2efca1",
+    "msmarco": "444067daf65d982533ea17ebd59501e4",
+    "nq": "d4d3d2e48787a744b6f6e691ff534307",
+    "hotpotqa": "f412724f78b0d91183a0e86805e16114",
+    "fiqa": "17918ed23cd04fb15047f73e6c3bd9d9",
+    "webis-touche2020": "46f650ba5a527fc69e0a6521c5a23563",
+    "quora": "18fb154900ba42a600f84b839c173167",
+    "dbpedia-entity": "c2a39eb420a3164af735795df012ac2c",
+    "fever": "5a818580227bfb4b35bb6fa46d9b6c03",
+    "climate-fever": "8b66f0a9126c521bae2bde127b4dc99d",
+}  # cqadupstack is not here: its archive holds twelve collections
+ATTEMPTS = 5  # in a row that bring no new byte, before a download is given up
+BACKOFF_S = 0.5  # wait after a failure, doubled with each fruitless one
+TIMEOUT_S = (10, 60)  # to connect; without a byte
+CHUNK_BYTES = 64 * 1024
+# What zipfile raises over damaged bytes, OSError for a seek to before the start
+UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    UnicodeDecodeError,
+)
+
+
+def download_beir(name: str, folder: Path | str, base_url: str = BEIR_URL) -> Path:
+    """Fetch a BEIR collection into `folder/name`; one that is there already is left as it is.
+
+    A download that breaks off is kept as `name.zip.part` and continued, now or by a later call.
+    The archive is removed once unpacked; one with the right md5 found in `folder` is taken as fetched.
+
+    Args:
+        name: A key of `BEIR_MD5`.
+        folder: Where collections lie; made if it is missing.
+        base_url: The address that `name.zip` is found under.
+
+    Returns:
+        `folder/name`, in BEIR layout.
+
+    Raises:
+        ValueError: An unknown name; a wrong md5 (what was fetched is removed); see also `extract_zip`.
+        FileNotFoundError: The server has no such file.
+        ConnectionError: No answer or none of use, `ATTEMPTS` times in a row.
+
+    Source: https://github.com/beir-cellar/beir (its table of datasets, with md5)
+    """
+    if name not in BEIR_MD5:
+        raise ValueError(f"no BEIR collection {name!r} to download; known are {', '.join(sorted(BEIR_MD5))}")
+    target, part = Path(folder) / name, Path(folder) / f"{name}.zip.part"
+    if target.is_dir():
+        return target
+    pooch.get_logger().setLevel(logging.WARNING)
+    archive = pooch.retrieve(
+        f"{base_url}/{name}.zip",
+        known_hash=f"md5:{BEIR_MD5[name]}",
+        fname=f"{name}.zip",
+        path=folder,
+        downloader=partial(_download, part=part),
+    )
+    extract_zip(archive, target)
+    Path(archive).unlink()
+    return target
+
+
+def _download(url: str, output_file: str, _pooch: object, part: Path) -> None:
+    """Bring `url` to `output_file` by way of `part`, in as many requests as that takes."""
+    furthest = failures = 0
+    while True:
+        try:
+            _fetch_rest(url, part)
+            break
+        except requests.RequestException as error:
+            size = part.stat().st_size if part.exists() else 0
+            failures = 0 if size > furthest else failures + 1
+            furthest = max(size, furthest)
+            if failures >= ATTEMPTS:
+                raise ConnectionError(
+                    f"{url}: gave up after {failures} attempts in a row that brought nothing new ({error}); "
+                    f"{size:,} bytes are kept in {part}, call again to go on from there"
+                ) from error
+            time.sleep(BACKOFF_S * 2**failures)
+    part.replace(output_file)
+
+
+def _fetch_rest(url: str, part: Path) -> None:
+    """Ask for what `part` lacks and append it; start over where the server cannot continue."""
+    size = part.stat().st_size if part.exists() else 0
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={size}-"} if size else {})}
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
+        if response.status_code in (404, 410):
+            known = ", ".join(sorted(BEIR_MD5))
+            raise FileNotFoundError(
+                f"{url}: not on the server ({response.status_code}); known names: {known}"
+            )
+        content_range = response.headers.get("Content-Range", "")
+        if response.status_code == 416 and content_range == f"bytes */{size}":
+            return  # nothing left to ask for: all was there before
+        if response.status_code == 416 or (
+            response.status_code == 206 and f"bytes {size}-" not in content_range
+        ):
+            part.unlink(missing_ok=True)
+            raise requests.RequestException(
+                f"cannot continue at byte {size:,}, {content_range or 'no range given'}"
+            )
+        response.raise_for_status()
+        if response.status_code != 206:
+            size = 0
+        total = (
+            size + int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
+        )
+        with (
+            part.open("ab" if size else "wb") as file,
+            tqdm(total=total, initial=size, desc=url.rsplit("/", 1)[-1], unit="B", unit_scale=True) as bar,
+        ):
+            for chunk in response.iter_content(CHUNK_BYTES):
+                file.write(chunk)
+                bar.update(len(chunk))
+
+
+def extract_zip(archive: Path | str, folder: Path | str, max_bytes: float = 20e9) -> Path:
+    """Unpack the archive's top folder of the same name as `folder` to `folder`, whole or not at all.
+
+    The files are written to a temporary folder beside `folder`, renamed at the end.
+
+    Args:
+        archive: A zip file.
+        folder: The folder to make; not there yet.
+        max_bytes: What the unpacked files may take, by the archive's word and in truth.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        FileNotFoundError: No such archive.
+        ValueError: `folder` exists; the archive cannot be unpacked, has no such top folder, is larger than
+            `max_bytes` or has a member that is a link or would land outside of `folder`.
+    """
+    archive, folder = Path(archive), Path(folder)
+    if not archive.is_file():
+        raise FileNotFoundError(f"{archive}: no such file")
+    if folder.exists():
+        raise ValueError(f"{folder} exists already; remove it to unpack {archive.name} again")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        try:
+            with zipfile.ZipFile(archive) as opened:
+                _refuse_bad_members(archive, opened.infolist(), max_bytes)
+                _extract_members(opened, Path(temporary), max_bytes)
+        except UNREADABLE as error:
+            raise ValueError(f"{archive}: cannot be unpacked ({error}); if damaged, fetch it again") from None
+        top = Path(temporary) / folder.name
+        if not top.is_dir():
+            raise ValueError(f"{archive}: expected a folder {folder.name}/ in it, got none")
+        top.rename(folder)
+    return folder
+
+
+def _refuse_bad_members(archive: Path, members: list[zipfile.ZipInfo], max_bytes: float) -> None:
+    """Refuse an archive before a byte of it is written."""
+    for member in members:
+        path = PureWindowsPath(member.filename)  # splits at both kinds of slash and knows drives
+        if path.anchor or ".." in path.parts:
+            raise ValueError(f"{archive}: member {member.filename!r} would be written outside of the folder")
+        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise ValueError(f"{archive}: member {member.filename!r} is a link or no plain file")
+    total = sum(member.file_size for member in members)
+    if total > max_bytes:
+        raise ValueError(f"{archive}: unpacks to {total:,} bytes, more than the {max_bytes:,.0f} allowed")
+
+
+def _extract_members(opened: zipfile.ZipFile, folder: Path, max_bytes: float) -> None:
+    """Write the members below `folder` and count what comes out, whatever sizes the archive declares."""
+    num_bytes = 0
+    for member in opened.infolist():
+        path = folder / member.filename
+        if member.is_dir():
+            path.mkdir(parents=True, exist_ok=True)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with opened.open(member) as source, path.open("wb") as file:
+            while chunk := source.read(CHUNK_BYTES):
+                num_bytes += len(chunk)
+                if num_bytes > max_bytes:
+                    raise ValueError(
+                        f"{opened.filename}: {member.filename!r} unpacks to more than it declares"
+                    )
+                file.write(chunk)

@@ -1,0 +1,133 @@
+"""The notebooks' and the README's figures; each function draws one and returns it."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from dpr.bm25 import Tuning
+
+SIZE = (6.0, 3.5)  # inches
+BLUE, GREY, RED = "#3b6ea5", "#8a8a8a", "#c0504d"
+
+
+class Plot(Figure):
+    """A figure that notebooks show as PNG whatever the backend; pyplot does not hold on to it."""
+
+    def _repr_png_(self) -> bytes:
+        stream = io.BytesIO()
+        self.savefig(stream, format="png", dpi=100)
+        return stream.getvalue()
+
+
+def _axes(title: str, xlabel: str, ylabel: str, size=SIZE):
+    """A figure with one set of axes."""
+    figure = Plot(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def plot_token_lengths(lengths: np.ndarray, max_length: int, title: str) -> Plot:
+    """Histogram of document lengths in tokens, int [N], with the length they are cut at."""
+    figure, axes = _axes(title, "tokens in a document", "documents")
+    axes.hist(np.minimum(lengths, np.percentile(lengths, 99.5)), bins=50, color=BLUE)
+    axes.axvline(max_length, color=RED, label=f"cut at {max_length}")
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_tuning(tuning: Tuning, default: tuple[float, float], title: str) -> Plot:
+    """Heat map of the metric over k1 and b; the best setting and the default one are framed."""
+    k1_values = sorted({k1 for k1, _ in tuning.grid})
+    b_values = sorted({b for _, b in tuning.grid})
+    grid = np.array([[tuning.grid[k1, b] for k1 in k1_values] for b in b_values])
+    figure, axes = _axes(title, "k1", "b")
+    image = axes.imshow(grid, origin="lower", aspect="auto", cmap="Blues")
+    axes.set_xticks(range(len(k1_values)), k1_values)
+    axes.set_yticks(range(len(b_values)), b_values)
+    middle = (grid.min() + grid.max()) / 2
+    for (row, column), value in np.ndenumerate(grid):
+        colour = "white" if value > middle else "black"
+        axes.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=8, color=colour)
+    for (k1, b), colour, label in ((default, GREY, "default"), ((tuning.k1, tuning.b), RED, "best on dev")):
+        if k1 in k1_values and b in b_values:
+            corner = (k1_values.index(k1) - 0.5, b_values.index(b) - 0.5)
+            axes.add_patch(_frame(corner, colour, label))
+    axes.legend(loc="upper left", bbox_to_anchor=(1.22, 1), frameon=False, fontsize=8)
+    figure.colorbar(image, label=f"{tuning.metric}, {tuning.num_queries} {tuning.split} queries", pad=0.02)
+    return figure
+
+
+def _frame(corner, colour: str, label: str):
+    """The outline of one cell."""
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, 1, 1, fill=False, edgecolor=colour, linewidth=2.5, label=label)
+
+
+def plot_differences(differences: Sequence[float], metric: str, title: str) -> Plot:
+    """One bar a query, float [Q], sorted: how often and how far one system beats the other."""
+    figure, axes = _axes(title, "queries, sorted", f"difference in {metric}")
+    values = np.sort(np.asarray(differences))[::-1]
+    axes.bar(np.arange(len(values)), values, width=1.0, color=np.where(values >= 0, BLUE, RED))
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.axhline(values.mean(), color=GREY, linestyle="--", label=f"mean {values.mean():+.3f}")
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_length_by_rank(
+    by_rank: Mapping[str, np.ndarray], collection_median: float, relevant_median: float, title: str
+) -> Plot:
+    """Median words at each rank, float [depth] a system, beside the collection and the relevant ones."""
+    figure, axes = _axes(title, "rank", "median words in a document")
+    for (system, words), colour in zip(by_rank.items(), (BLUE, RED, "#5a9e6f", "#8064a2"), strict=False):
+        axes.plot(np.arange(1, len(words) + 1), words, marker="o", markersize=3, color=colour, label=system)
+    axes.axhline(collection_median, color=GREY, linestyle="--", label="all documents")
+    axes.axhline(relevant_median, color="black", linestyle=":", label="relevant documents")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def plot_systems(
+    values: Mapping[str, np.ndarray], published: Mapping[str, float], metric: str, title: str, axes=None
+) -> Plot:
+    """Mean of each system's per-query values, float [Q], with a 95 % interval and the published figure.
+
+    Args:
+        values: System → per-query values, best system first.
+        published: System → the figure that others published, where there is one.
+        metric: The metric's name, for the axis.
+        title: The answer, in words.
+        axes: Axes to draw on; by default a figure of its own.
+
+    Returns:
+        The figure. The interval is of the mean, over queries; it says how far other queries of the
+        kind could move a bar, not whether two systems differ: that needs the paired test.
+    """
+    figure = axes.figure if axes else None
+    if axes is None:
+        figure, axes = _axes(title, metric, "")
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(metric)
+    axes.spines[["top", "right"]].set_visible(False)
+    systems = list(values)[::-1]
+    means = [values[s].mean() for s in systems]
+    errors = [1.96 * values[s].std(ddof=1) / np.sqrt(len(values[s])) for s in systems]
+    axes.barh(systems, means, xerr=errors, color=BLUE, height=0.6, error_kw={"ecolor": GREY, "capsize": 3})
+    for row, (system, mean) in enumerate(zip(systems, means, strict=True)):
+        axes.text(0.01, row, f"{mean:.3f}", va="center", color="white", fontsize=9)
+        if system in published:
+            axes.plot([published[system]] * 2, [row - 0.4, row + 0.4], color=RED, linewidth=2)
+    if any(system in published for system in systems):
+        axes.plot([], [], color=RED, linewidth=2, label="published")
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.set_xlim(left=0)
+    return figure

@@ -1,0 +1,89 @@
+"""The profiles: the same notebooks, from two cores and no network to the full task on a GPU."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything that a notebook takes from its one knob, `PROFILE`.
+
+    Args:
+        name: The knob's value.
+        collection: What `load_collection` is given: a name, or a folder in BEIR layout.
+        training_set: What the bi-encoder is fine-tuned on: `train` for the collection's own
+            train judgements, or the name of a set of triples.
+        base_model: The checkpoint that fine-tuning starts from.
+        encoders: Ready bi-encoders to measure; the first is the one looked at closely.
+        depth: Hits a query in a run before it is cut for keeping.
+        query_max_length: Tokens a query is cut at.
+        passage_max_length: Tokens a passage is cut at.
+        encode_batch_size: Texts encoded at once.
+        train_batch_size: Pairs in a training batch.
+        seeds: One training run each; the first also seeds everything else.
+        num_passages: Cut the collection to so many passages; None keeps all.
+        num_queries: Cut to so many queries of a split; None keeps all.
+
+    Raises:
+        ValueError: A size below 1 or no seed or encoder; names field and value.
+    """
+
+    name: str
+    collection: str
+    training_set: str = "train"
+    base_model: str = "all-MiniLM-L6-v2"
+    encoders: tuple[str, ...] = ("all-MiniLM-L6-v2",)
+    depth: int = 1000
+    query_max_length: int = 64
+    passage_max_length: int = 256
+    encode_batch_size: int = 32
+    train_batch_size: int = 32
+    seeds: tuple[int, ...] = (0, 1, 2)
+    num_passages: int | None = None
+    num_queries: int | None = None
+
+    def __post_init__(self):
+        for field in ("depth", "query_max_length", "passage_max_length", "encode_batch_size", "train_batch_size"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"profile {self.name}: {field} must be at least 1, got {getattr(self, field)}")
+        for field in ("num_passages", "num_queries"):
+            if getattr(self, field) is not None and getattr(self, field) < 1:
+                raise ValueError(f"profile {self.name}: {field} must be None or at least 1")
+        if not self.seeds or not self.encoders:
+            raise ValueError(f"profile {self.name}: at least one seed and one encoder are needed")
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("sample", "docstrings", passage_max_length=128, num_passages=2000, num_queries=200, seeds=(0,)),
+        Profile("smoke", "docstrings", passage_max_length=64, num_passages=300, num_queries=40, seeds=(0,)),
+        Profile("scifact", "scifact"),
+        Profile("nfcorpus", "nfcorpus"),
+        Profile(
+            "trec-covid",
+            "trec-covid",
+            training_set="msmarco-tiny",
+            base_model="microsoft/MiniLM-L12-H384-uncased",
+            encoders=("all-MiniLM-L12-v2", "all-mpnet-base-v2"),
+            encode_batch_size=256,
+            train_batch_size=128,
+        ),
+    )
+}
+
+
+def get_profile(name: str) -> Profile:
+    """The profile called `name`, or one for a folder in BEIR layout.
+
+    Args:
+        name: `sample`, `scifact`, `nfcorpus`, `trec-covid`, `smoke` (for tests), or a folder's
+            path, which gets the settings of `scifact`.
+
+    Raises:
+        ValueError: Neither a known name nor a path.
+    """
+    if name in PROFILES:
+        return PROFILES[name]
+    if "/" in name:
+        return Profile(name=name, collection=name)
+    raise ValueError(f"unknown profile {name!r}; known: {', '.join(PROFILES)}, or the path of a BEIR folder")

@@ -1,0 +1,168 @@
+"""Results as files: a run, what made it, and its metrics, side by side under runs/<collection>/."""
+
+import csv
+import io
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dpr.collection import Collection
+from dpr.evaluation import METRICS, Evaluation, evaluate
+from dpr.files import read_lines, write_text
+from dpr.trec import Run, read_run, write_run
+
+KEPT_DEPTH = 100  # hits a query in the kept run file; deeper metrics are in the table beside it
+
+
+@dataclass(frozen=True)
+class Result:
+    """One system on one collection, as read from `runs/`.
+
+    Attributes:
+        system: The system's name, the run's tag and the files' stem.
+        collection: The collection's name.
+        metadata: What made the run: see `save_result`.
+        evaluation: Metrics by query, over the full depth.
+        path: The run file; `run()` reads it.
+    """
+
+    system: str
+    collection: str
+    metadata: dict[str, Any]
+    evaluation: Evaluation
+    path: Path
+
+    def run(self) -> Run:
+        """The kept run, `KEPT_DEPTH` hits a query."""
+        return read_run(self.path)
+
+
+def save_result(
+    folder: Path | str,
+    run: Run,
+    collection: Collection,
+    *,
+    notebook: str,
+    config: Mapping[str, Any],
+    depth: int,
+    wall_s: float,
+    seed: int | None = None,
+    ablation: bool = False,
+) -> Result:
+    """Write `<tag>.trec.gz` (the best 100 hits), `<tag>.json` and `<tag>.csv` (per-query metrics).
+
+    Args:
+        folder: `runs/<collection>`; made where missing.
+        run: At its full depth; its tag names the system.
+        collection: What was searched; its split, pool and fingerprints are recorded.
+        notebook: The notebook that made it, without ending.
+        config: The system's settings and, for a model, its fingerprint; JSON values.
+        depth: Hits asked for.
+        wall_s: Seconds the search took, encoding of queries included.
+        seed: If anything was random.
+        ablation: A variant shown to make a point, left out of the results table.
+
+    Raises:
+        ValueError: What `write_run` and `evaluate` refuse.
+    """
+    folder = Path(folder)
+    evaluation = evaluate(collection.qrels, run, METRICS)
+    metadata = {
+        "system": run.tag,
+        "collection": collection.name,
+        "split": collection.split,
+        "pool": collection.pool,
+        "depth": depth,
+        "config": dict(config),
+        "fingerprints": {"passages": collection.fingerprint, "queries": collection.queries_fingerprint},
+        "metrics": {metric: round(mean, 6) for metric, mean in evaluation.means.items()},
+        "num_queries": evaluation.num_queries,
+        "num_missing": evaluation.num_missing,
+        "seed": seed,
+        "ablation": ablation,
+        "notebook": notebook,
+        "wall_s": round(wall_s, 2),
+        "made": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": git_commit(),
+        "hardware": hardware(),
+    }
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["query_id", *METRICS])
+    for query_id in collection.qrels:
+        writer.writerow([query_id, *(f"{evaluation.per_query[m][query_id]:.6g}" for m in METRICS)])
+    path = folder / f"{run.tag}.trec.gz"
+    write_run(path, run.truncated(KEPT_DEPTH))
+    write_text(path.with_name(f"{run.tag}.csv"), table.getvalue())
+    write_text(path.with_name(f"{run.tag}.json"), json.dumps(metadata, indent=1, ensure_ascii=False) + "\n")
+    return Result(run.tag, collection.name, metadata, evaluation, path)
+
+
+def load_result(folder: Path | str, system: str) -> Result:
+    """Read one system's files.
+
+    Raises:
+        FileNotFoundError: A file is missing; says which notebook makes runs.
+        ValueError: The table is malformed, or its means are not those in the .json.
+    """
+    folder = Path(folder)
+    paths = {ending: folder / f"{system}{ending}" for ending in (".trec.gz", ".json", ".csv")}
+    for path in paths.values():
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: missing; notebooks 02 (BM25) and 05 (dense) write runs")
+    metadata = json.loads(paths[".json"].read_text(encoding="utf-8"))
+    lines = [line for _, line in read_lines(paths[".csv"])]
+    header, *rows = csv.reader(lines)
+    per_query = {metric: {row[0]: float(row[i]) for row in rows} for i, metric in enumerate(header) if i}
+    means = {metric: sum(values.values()) / len(values) for metric, values in per_query.items()}
+    for metric, mean in means.items():
+        if abs(mean - metadata["metrics"][metric]) > 1e-5:
+            raise ValueError(f"{paths['.csv']}: mean {metric} is {mean:.6f}, {paths['.json'].name} says otherwise")
+    evaluation = Evaluation(means, per_query, metadata["num_queries"], metadata["num_missing"])
+    return Result(system, metadata["collection"], metadata, evaluation, paths[".trec.gz"])
+
+
+def load_results(folder: Path | str, ablations: bool = False) -> dict[str, Result]:
+    """All systems in `runs/<collection>`, best nDCG@10 first; ablations only where asked for.
+
+    Raises:
+        FileNotFoundError: No run in the folder.
+    """
+    systems = [path.name.removesuffix(".trec.gz") for path in sorted(Path(folder).glob("*.trec.gz"))]
+    if not systems:
+        raise FileNotFoundError(f"{folder}: no runs; notebooks 02 (BM25) and 05 (dense) write them")
+    results = [load_result(folder, system) for system in systems]
+    kept = [result for result in results if ablations or not result.metadata["ablation"]]
+    return {r.system: r for r in sorted(kept, key=lambda r: (-r.evaluation.means["nDCG@10"], r.system))}
+
+
+def git_commit() -> str:
+    """The commit of the working tree, with `+` where tracked files differ; `unknown` outside git."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return described.stdout.strip()
+
+
+def hardware() -> str:
+    """The processor, its cores, and the GPU if torch is loaded and sees one, in one line."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{model}, {os.cpu_count()} cores{gpu}"
