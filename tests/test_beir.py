@@ -117,9 +117,6 @@ def test_an_empty_file_of_a_folder_is_named(tiny_beir_folder, name):
         read_beir(tiny_beir_folder)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the test split cannot be read where train is too small to hold out dev"
-)
 def test_a_set_with_few_train_queries_can_still_be_read_for_testing(tiny_beir_folder, tiny_collection):
     (tiny_beir_folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nt1\td3\t1\n")
     assert read_beir(tiny_beir_folder).qrels == tiny_collection.qrels

@@ -56,7 +56,11 @@ def query_differences(
     for query_id, text in collection.queries.items():
         best = max(collection.qrels[query_id].items(), key=lambda judged: (judged[1], judged[0]))[0]
         passage = collection.by_id.get(best)
-        shown = (passage.title or " ".join(passage.text.split()[:12]) + " …") if passage else "(not in the corpus)"
+        shown = (
+            (passage.title or " ".join(passage.text.split()[:12]) + " …")
+            if passage
+            else "(not in the corpus)"
+        )
         mine, theirs = values[0][query_id], values[1][query_id]
         ranks = [_rank(run.get(query_id, {}), best) for run in (first, second)]
         rows.append(QueryDifference(query_id, text, mine - theirs, mine, theirs, shown, *ranks))
@@ -66,7 +70,7 @@ def query_differences(
 def length_by_rank(
     collection: Collection, run: Mapping[str, Mapping[str, float]], depth: int = 20
 ) -> tuple[np.ndarray, float, float]:
-    """Median document length at each rank: does a system prefer short or long documents?
+    """Give the median document length at each rank: does a system prefer short or long documents.
 
     Args:
         collection: The documents and judgements.

@@ -108,7 +108,7 @@ def audit_collection(collection: Collection, tokenizer=None, max_length: int | N
         negative_grades=[(q, d) for q, d, grade in judged if grade < 0],
         judged_without_document=sorted({d for _, d, _ in judged if d not in contents}),
         queries_without_judgements=[q for q in collection.all_queries if q not in judged_anywhere],
-        queries_without_relevant=[q for q, g in collection.qrels.items() if max(g.values()) <= 0],
+        queries_without_relevant=[q for q, g in collection.qrels.items() if max(g.values(), default=0) <= 0],
         queries_in_two_splits=_shared_queries(collection),
         mojibake=[d for d, text in contents.items() if ftfy.badness.is_bad(text)],
         token_lengths={p: int(np.percentile(lengths, p)) for p in PERCENTILES} if len(lengths) else {},
@@ -120,7 +120,9 @@ def audit_collection(collection: Collection, tokenizer=None, max_length: int | N
 
 def token_lengths(texts, tokenizer) -> np.ndarray:
     """Tokens in each text, special tokens included, nothing cut: an int array, one value a text."""
-    encoded = tokenizer(list(texts), truncation=False, padding=False, return_attention_mask=False, verbose=False)
+    encoded = tokenizer(
+        list(texts), truncation=False, padding=False, return_attention_mask=False, verbose=False
+    )
     return np.array([len(ids) for ids in encoded["input_ids"]])
 
 

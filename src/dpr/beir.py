@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dpr.collection import Collection, Passage, hold_out_dev
+from dpr.collection import DEV_SHARE, Collection, Passage, hold_out_dev
 from dpr.files import read_jsonl
 from dpr.trec import read_qrels, read_topics
 
@@ -29,10 +29,11 @@ def read_beir(folder: Path | str, split: str = "test", name: str | None = None) 
         if not path.is_file() or not qrels_files:
             missing = "qrels/*.tsv" if path.is_file() else path.name
             raise FileNotFoundError(
-                f"{folder}: no {missing}; a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/<split>.tsv"
+                f"{folder}: no {missing}; "
+                "a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/<split>.tsv"
             )
     all_qrels = {path.stem: read_qrels(path) for path in qrels_files}
-    if "dev" not in all_qrels and "train" in all_qrels:
+    if "dev" not in all_qrels and len(all_qrels.get("train", ())) >= DEV_SHARE:
         all_qrels["train"], all_qrels["dev"] = hold_out_dev(all_qrels["train"])
     return Collection(
         name or folder.resolve().name,

@@ -182,4 +182,6 @@ def _read_manifest(folder: Path) -> dict | None:
     try:
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is no index of ours ({error}); choose another folder or remove it") from None
+        raise ValueError(
+            f"{folder} is no index of ours ({error}); choose another folder or remove it"
+        ) from None

@@ -1,6 +1,13 @@
-"""Claims that a notebook makes and checks, collected for its last cell."""
+"""What a notebook says: answers in words, and the claims it checked, for its last cell."""
 
 import math
+
+
+def say(markdown: str) -> None:
+    """Show an answer in words under a cell; its numbers come from the cell."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(markdown))
 
 
 class Claims:

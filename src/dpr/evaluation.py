@@ -63,7 +63,9 @@ def evaluate(
     per_query = {}
     for metric, (name, k) in cutoffs.items():
         if name == "judged":
-            found = {q: sum(d in qrels[q] for d in docs[:k]) / min(k, len(docs)) for q, docs in ranked.items()}
+            found = {
+                q: sum(d in qrels[q] for d in docs[:k]) / min(k, len(docs)) for q, docs in ranked.items()
+            }
         else:
             found = values[by_ranx[metric]]
         per_query[metric] = {q: float(found.get(q, 0.0)) for q in qrels}
@@ -81,7 +83,7 @@ def _split_metric(metric: str) -> tuple[str, int]:
 
 
 def _ranx_per_query(qrels: Qrels, ranked: dict[str, list[str]], names: list[str]) -> dict[str, dict]:
-    """ranx's values by metric and query, for queries with hits; ranks stand in for scores (no ties)."""
+    """Ranx's values by metric and query, for queries with hits; ranks stand in for scores (no ties)."""
     if not names:
         return {}
     ranx = import_ranx()

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dpr.checkpoint import SIMILARITIES
 from dpr.trec import Run, ordered_hits
 
-SIMILARITIES = ("cosine", "dot")
 PASSAGE_BLOCK = 16_384  # passages scored at once
 QUERY_BLOCK = 512
 
@@ -30,9 +30,13 @@ class ExactIndex:
         if similarity not in SIMILARITIES:
             raise ValueError(f"similarity must be one of {SIMILARITIES}, got {similarity!r}")
         if passage_emb.ndim != 2 or 0 in passage_emb.shape:
-            raise ValueError(f"passage_emb must be [N, D] with N and D above 0, got shape {passage_emb.shape}")
+            raise ValueError(
+                f"passage_emb must be [N, D] with N and D above 0, got shape {passage_emb.shape}"
+            )
         if len(doc_ids) != len(passage_emb) or len(set(doc_ids)) != len(doc_ids):
-            raise ValueError(f"{len(passage_emb)} vectors need as many distinct doc_ids, got {len(set(doc_ids))}")
+            raise ValueError(
+                f"{len(passage_emb)} vectors need as many distinct doc_ids, got {len(set(doc_ids))}"
+            )
         self.passage_emb, self.doc_ids, self.similarity = passage_emb, list(doc_ids), similarity
         for start in range(0, len(passage_emb), PASSAGE_BLOCK):
             self._prepared(passage_emb[start : start + PASSAGE_BLOCK], "passage_emb", start)
@@ -52,7 +56,9 @@ class ExactIndex:
             ValueError: A wrong shape, a depth below 1, values not finite, a zero vector under cosine.
         """
         if query_emb.ndim != 2 or query_emb.shape[1] != self.passage_emb.shape[1]:
-            raise ValueError(f"query_emb must be [Q, {self.passage_emb.shape[1]}], got shape {query_emb.shape}")
+            raise ValueError(
+                f"query_emb must be [Q, {self.passage_emb.shape[1]}], got shape {query_emb.shape}"
+            )
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
         kept = min(depth, len(self.passage_emb))

@@ -32,7 +32,7 @@ def load_collection(name_or_folder: str | Path, split: str = "test") -> Collecti
         ValueError: An unknown name, a split that is not there, malformed content, a wrong md5.
     """
     name = str(name_or_folder)
-    if name == "docstrings":
+    if name_or_folder == "docstrings":
         from dpr.docstrings import load_docstrings
 
         return load_docstrings(split)

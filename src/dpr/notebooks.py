@@ -48,7 +48,9 @@ def set_parameters(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> N
             known[match.group(1)] = (row, match)
     unknown = set(values) - set(known)
     if unknown:
-        raise ValueError(f"the notebook has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}")
+        raise ValueError(
+            f"the notebook has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}"
+        )
     for name, value in values.items():
         row, match = known[name]
         lines[row] = f"{name}{match.group(2)}{value!r}{match.group(4) or ''}"
@@ -101,7 +103,12 @@ def run_notebook(path: Path, target: Path, parameters: dict[str, Any]) -> float:
         nbformat.write(notebook, source)
         try:
             papermill.execute_notebook(
-                source, executed, cwd=path.parent, kernel_name="python3", progress_bar=True, request_save_on_cell_execute=False
+                source,
+                executed,
+                cwd=path.parent,
+                kernel_name="python3",
+                progress_bar=True,
+                request_save_on_cell_execute=False,
             )
         except papermill.PapermillExecutionError:
             executed.replace(target.with_suffix(".failed.ipynb"))

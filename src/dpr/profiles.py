@@ -42,9 +42,17 @@ class Profile:
     num_queries: int | None = None
 
     def __post_init__(self):
-        for field in ("depth", "query_max_length", "passage_max_length", "encode_batch_size", "train_batch_size"):
+        for field in (
+            "depth",
+            "query_max_length",
+            "passage_max_length",
+            "encode_batch_size",
+            "train_batch_size",
+        ):
             if getattr(self, field) < 1:
-                raise ValueError(f"profile {self.name}: {field} must be at least 1, got {getattr(self, field)}")
+                raise ValueError(
+                    f"profile {self.name}: {field} must be at least 1, got {getattr(self, field)}"
+                )
         for field in ("num_passages", "num_queries"):
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"profile {self.name}: {field} must be None or at least 1")
@@ -55,7 +63,9 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("sample", "docstrings", passage_max_length=128, num_passages=2000, num_queries=200, seeds=(0,)),
+        Profile(
+            "sample", "docstrings", passage_max_length=128, num_passages=2000, num_queries=200, seeds=(0,)
+        ),
         Profile("smoke", "docstrings", passage_max_length=64, num_passages=300, num_queries=40, seeds=(0,)),
         Profile("scifact", "scifact"),
         Profile("nfcorpus", "nfcorpus"),

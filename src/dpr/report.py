@@ -57,14 +57,15 @@ def _caption(results: dict[str, Result]) -> str:
     """What the numbers of a table are: queries, pool, depth, hardware and what they can prove."""
     metadata = next(iter(results.values())).metadata
     caption = (
-        f"{metadata['num_queries']} {metadata['split']} queries, {metadata['pool']}, depth {metadata['depth']}, "
-        f"{', '.join(sorted({r.metadata['hardware'] for r in results.values()}))}."
+        f"{metadata['num_queries']} {metadata['split']} queries, {metadata['pool']}, "
+        f"depth {metadata['depth']}, {', '.join(sorted({r.metadata['hardware'] for r in results.values()}))}."
     )
     smallest = {system: value for system, value in smallest_provable(results).items() if value > 0}
     if smallest:
         caption += (
             f" The smallest true nDCG@10 difference from {BASELINE} that these queries would show (paired, "
-            f"two-sided 0.05, power 0.8): {min(smallest.values()):.3f} to {max(smallest.values()):.3f}, by system."
+            f"two-sided 0.05, power 0.8): {min(smallest.values()):.3f} to {max(smallest.values()):.3f}, "
+            "by system."
         )
     if any(BROAD_TRAINING in system for system in results):
         caption += " ¹ Trained on a billion pairs, MS MARCO and SQuAD among them, by its authors."
@@ -79,7 +80,9 @@ def smallest_provable(results: dict[str, Result], metric: str = "nDCG@10") -> di
         return {}
     base = results[BASELINE].evaluation.per_query[metric]
     return {
-        system: smallest_difference(np.array([result.evaluation.per_query[metric][q] - base[q] for q in base]))
+        system: smallest_difference(
+            np.array([result.evaluation.per_query[metric][q] - base[q] for q in base])
+        )
         for system, result in results.items()
         if system != BASELINE
     }
@@ -87,9 +90,7 @@ def smallest_provable(results: dict[str, Result], metric: str = "nDCG@10") -> di
 
 def readme_sections(root: Path) -> dict[str, str]:
     """Marker → what stands between `<!-- marker:begin -->` and `<!-- marker:end -->` in the README."""
-    tables = [
-        f"### {title}\n\n{results_table(root / 'runs' / name)}" for name, title in COLLECTIONS.items()
-    ]
+    tables = [f"### {title}\n\n{results_table(root / 'runs' / name)}" for name, title in COLLECTIONS.items()]
     return {"results": "\n\n".join(tables)}
 
 
@@ -115,7 +116,9 @@ def draw(root: Path) -> None:
     from dpr.plots import plot_systems
 
     figure = Figure(figsize=(10, 3.2), layout="constrained")
-    for axes, (name, title) in zip(np.atleast_1d(figure.subplots(1, len(COLLECTIONS))), COLLECTIONS.items(), strict=True):
+    for axes, (name, title) in zip(
+        np.atleast_1d(figure.subplots(1, len(COLLECTIONS))), COLLECTIONS.items(), strict=True
+    ):
         results = load_results(root / "runs" / name)
         values = {s: np.array(list(r.evaluation.per_query["nDCG@10"].values())) for s, r in results.items()}
         theirs = {s: published(name, s).value for s in results if published(name, s)}

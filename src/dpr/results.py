@@ -123,7 +123,9 @@ def load_result(folder: Path | str, system: str) -> Result:
     means = {metric: sum(values.values()) / len(values) for metric, values in per_query.items()}
     for metric, mean in means.items():
         if abs(mean - metadata["metrics"][metric]) > 1e-5:
-            raise ValueError(f"{paths['.csv']}: mean {metric} is {mean:.6f}, {paths['.json'].name} says otherwise")
+            raise ValueError(
+                f"{paths['.csv']}: mean {metric} is {mean:.6f}, {paths['.json'].name} says otherwise"
+            )
     evaluation = Evaluation(means, per_query, metadata["num_queries"], metadata["num_missing"])
     return Result(system, metadata["collection"], metadata, evaluation, paths[".trec.gz"])
 
@@ -163,6 +165,8 @@ def hardware() -> str:
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+        model = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
+        )
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{model}, {os.cpu_count()} cores{gpu}"

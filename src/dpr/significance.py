@@ -1,4 +1,4 @@
-"""Is one run better than another, and how small a difference could these queries show?"""
+"""Whether one run is better than another, and how small a difference these queries could show."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -199,8 +199,12 @@ def fuse(runs: Sequence[Mapping[str, Mapping[str, float]]], tag: str, k: int = 6
     for members, query_ids in groups.items():
         ranked = [{q: [d for d, _ in ordered_hits(runs[i][q])] for q in query_ids} for i in members]
         if len(ranked) == 1:  # ranx fuses two runs or more
-            merged.update({q: {d: 1 / (k + i) for i, d in enumerate(docs, 1)} for q, docs in ranked[0].items()})
+            merged.update(
+                {q: {d: 1 / (k + i) for i, d in enumerate(docs, 1)} for q, docs in ranked[0].items()}
+            )
         elif ranked:
-            fused = ranx.fuse([ranx.Run(tie_free(r)) for r in ranked], method="rrf", norm=None, params={"k": k})
+            fused = ranx.fuse(
+                [ranx.Run(tie_free(r)) for r in ranked], method="rrf", norm=None, params={"k": k}
+            )
             merged.update({q: dict(ordered_hits(scores)) for q, scores in fused.to_dict().items()})
     return merged

@@ -10,6 +10,7 @@ Source: https://github.com/usnistgov/trec_eval (form_res_rels.c, get_trec_result
 import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def write_run(path: Path | str, run: Mapping[str, Mapping[str, float]], tag: str
                 )
             previous = score
         for rank, (doc_id, score) in enumerate(ordered_hits(scores), start=1):
-            lines.append(f"{query_id} Q0 {doc_id} {rank} {single(score)} {tag}\n")
+            lines.append(f"{query_id} Q0 {doc_id} {rank} {single(score)!s} {tag}\n")
     write_text(path, "".join(lines))
 
 
@@ -121,10 +122,14 @@ def read_run(path: Path | str) -> Run:
     return Run({q: dict(ordered_hits(scores)) for q, scores in hits.items()}, tag)
 
 
-def _refuse_distances(path: Path | str, query_id: str, scores: dict[str, float], ranks: dict[str, int]) -> None:
+def _refuse_distances(
+    path: Path | str, query_id: str, scores: dict[str, float], ranks: dict[str, int]
+) -> None:
     """Refuse a query whose scores never fall and somewhere rise from rank to rank."""
+    if len(set(ranks.values())) < len(ranks):
+        return  # a rank column that says nothing
     by_rank = [scores[doc_id] for doc_id in sorted(ranks, key=ranks.__getitem__)]
-    if len(by_rank) > 1 and by_rank[0] < by_rank[-1] and all(a <= b for a, b in zip(by_rank, by_rank[1:])):
+    if len(by_rank) > 1 and by_rank[0] < by_rank[-1] and all(a <= b for a, b in pairwise(by_rank)):
         raise ValueError(
             f"{path}: query {query_id}: scores rise with rank, from {by_rank[0]} to {by_rank[-1]}; "
             "these look like distances: negate them"
@@ -159,6 +164,8 @@ def read_qrels(path: Path | str) -> Qrels:
                 + ("" if beir else f" (a BEIR file begins with the header {' '.join(BEIR_HEADER)})")
             )
         query_id, doc_id, grade = columns[0], columns[-2], columns[-1]
+        _check_id(query_id, f"{path}:{number}: query_id")
+        _check_id(doc_id, f"{path}:{number}: doc_id")
         relevance = _number(grade, f"{path}:{number}: relevance")
         if relevance != int(relevance):
             raise ValueError(f"{path}:{number}: relevance must be a whole number, got {grade}")
@@ -186,10 +193,12 @@ def read_topics(path: Path | str, field: str = "question") -> dict[str, str]:
         FileNotFoundError: No such file.
     """
     path = Path(path)
+    ending = Path(path.name.removesuffix(".gz")).suffix
     topics: dict[str, str] = {}
-    for where, query_id, text in _topic_records(path, field):
+    for where, query_id, text in _topic_records(path, ending, field):
         if not isinstance(query_id, str) or not query_id:
             raise ValueError(f"{where}: the query id is missing or no string")
+        _check_id(query_id, f"{where}: query id")
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{where}: query {query_id} has no text")
         if query_id in topics:
@@ -200,9 +209,9 @@ def read_topics(path: Path | str, field: str = "question") -> dict[str, str]:
     return topics
 
 
-def _topic_records(path: Path, field: str):
+def _topic_records(path: Path, ending: str, field: str):
     """Yield (place, query_id, text) from each topic of a file of any of the three forms."""
-    if path.suffix == ".xml":
+    if ending == ".xml":
         text = "\n".join(line for _, line in read_lines(path))
         try:
             root = ElementTree.fromstring(text)
@@ -212,8 +221,8 @@ def _topic_records(path: Path, field: str):
             number = topic.get("number")
             if topic.find(field) is None:
                 raise ValueError(f"{path}: topic {number} has no <{field}>; query, question or narrative?")
-            yield f"{path}: topic {number}", number, topic.findtext(field)
-    elif path.suffix == ".jsonl":
+            yield f"{path}: topic {number}", number, "".join(topic.find(field).itertext())
+    elif ending == ".jsonl":
         for number, record in read_jsonl(path):
             yield f"{path}:{number}", record.get("_id"), record.get("text")
     else:

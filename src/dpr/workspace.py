@@ -90,4 +90,3 @@ def environment() -> list[tuple[str, str]]:
         except PackageNotFoundError:
             rows.append((package, "not installed"))
     return rows
-
