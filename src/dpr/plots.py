@@ -59,7 +59,7 @@ def plot_tuning(tuning: Tuning, default: tuple[float, float], title: str) -> Plo
         if k1 in k1_values and b in b_values:
             corner = (k1_values.index(k1) - 0.5, b_values.index(b) - 0.5)
             axes.add_patch(_frame(corner, colour, label))
-    axes.legend(loc="upper left", bbox_to_anchor=(1.22, 1), frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     figure.colorbar(image, label=f"{tuning.metric}, {tuning.num_queries} {tuning.split} queries", pad=0.02)
     return figure
 
@@ -92,7 +92,7 @@ def plot_length_by_rank(
     axes.axhline(collection_median, color=GREY, linestyle="--", label="all documents")
     axes.axhline(relevant_median, color="black", linestyle=":", label="relevant documents")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 

@@ -145,17 +145,18 @@ def load_results(folder: Path | str, ablations: bool = False) -> dict[str, Resul
 
 
 def git_commit() -> str:
-    """The commit of the working tree, with `+` where tracked files differ; `unknown` outside git."""
+    """The commit the code stands at, with `+` where src/ differs from it; `unknown` outside git."""
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        root = _git("rev-parse", "--show-toplevel")
+        changed = _git("-C", root, "status", "--porcelain", "--", "src")
+        return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return described.stdout.strip()
+
+
+def _git(*arguments: str) -> str:
+    """What git prints."""
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def hardware() -> str:
