@@ -33,7 +33,8 @@ def start_jvm(memory: str = "4g") -> None:
         return
     os.environ["JAVA_HOME"] = str(find_java())
     jnius_config.set_classpath(str(jars[-1]))
-    jnius_config.add_options(f"-Xmx{memory}")
+    # -Xrs leaves Ctrl-C and a kernel's interrupt to Python: Java would shut down on them
+    jnius_config.add_options(f"-Xmx{memory}", "-Xrs")
     import jnius  # its import starts the machine
 
     log4j = jnius.autoclass("org.apache.logging.log4j.core.config.Configurator")

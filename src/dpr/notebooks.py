@@ -107,8 +107,8 @@ def run_notebook(path: Path, target: Path, parameters: dict[str, Any]) -> float:
                 executed,
                 cwd=path.parent,
                 kernel_name="python3",
-                progress_bar=True,
                 request_save_on_cell_execute=False,
+                extra_arguments=["--IPKernelApp.log_level=50"],  # its remarks on transport and shutdown
             )
         except papermill.PapermillExecutionError:
             executed.replace(target.with_suffix(".failed.ipynb"))

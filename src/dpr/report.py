@@ -8,7 +8,7 @@ import numpy as np
 
 from dpr.files import atomic_path, write_text
 from dpr.loading import project_root
-from dpr.published import published
+from dpr.published import PUBLISHED, published
 from dpr.results import Result, load_results
 from dpr.significance import smallest_difference
 
@@ -91,7 +91,17 @@ def smallest_provable(results: dict[str, Result], metric: str = "nDCG@10") -> di
 def readme_sections(root: Path) -> dict[str, str]:
     """Marker → what stands between `<!-- marker:begin -->` and `<!-- marker:end -->` in the README."""
     tables = [f"### {title}\n\n{results_table(root / 'runs' / name)}" for name, title in COLLECTIONS.items()]
-    return {"results": "\n\n".join(tables)}
+    return {"results": "\n\n".join(tables), "expected": expected_table("trec-covid")}
+
+
+def expected_table(collection: str) -> str:
+    """A markdown table of the figures that others published for a collection."""
+    rows = [
+        f"| {system} | {metric} | {theirs.value:.4f} | {theirs.source} |"
+        for (name, system, metric), theirs in PUBLISHED.items()
+        if name == collection
+    ]
+    return "\n".join(["| system | metric | published | source |", "|---|---|---:|---|", *rows])
 
 
 def fill(readme: str, sections: dict[str, str]) -> str:
