@@ -19,7 +19,8 @@ class QueryDifference(NamedTuple):
         difference: The metric of the first run less that of the second.
         first: The metric of the first run.
         second: The metric of the second run.
-        relevant: The title (or first words) of the highest-graded relevant document.
+        relevant: The title (or first words) of the highest-graded relevant document, – if there is
+            none in the corpus.
         first_rank: That document's rank in the first run, from 1; None where it is not in it.
         second_rank: Its rank in the second run.
     """
@@ -54,13 +55,10 @@ def query_differences(
     values = [evaluate(collection.qrels, run, [metric]).per_query[metric] for run in (first, second)]
     rows = []
     for query_id, text in collection.queries.items():
-        best = max(collection.qrels[query_id].items(), key=lambda judged: (judged[1], judged[0]))[0]
+        relevant = {d: grade for d, grade in collection.qrels[query_id].items() if grade > 0}
+        best = max(relevant, key=lambda doc_id: (relevant[doc_id], doc_id), default="")
         passage = collection.by_id.get(best)
-        shown = (
-            (passage.title or " ".join(passage.text.split()[:12]) + " …")
-            if passage
-            else "(not in the corpus)"
-        )
+        shown = "–" if passage is None else passage.title or " ".join(passage.text.split()[:12]) + " …"
         mine, theirs = values[0][query_id], values[1][query_id]
         ranks = [_rank(run.get(query_id, {}), best) for run in (first, second)]
         rows.append(QueryDifference(query_id, text, mine - theirs, mine, theirs, shown, *ranks))
@@ -83,12 +81,14 @@ def length_by_rank(
         judgement.
 
     Raises:
-        ValueError: No query of the run has a hit.
+        ValueError: No query of the run has a hit, or a hit is not in the collection.
     """
     words = {p.doc_id: len(p.contents.split()) for p in collection.passages}
     lengths = np.full((len(run), depth), np.nan)
     for row, scores in enumerate(run.values()):
         docs = [d for d, _ in ordered_hits(scores)[:depth]]
+        if not words.keys() >= set(docs):
+            raise ValueError(f"a hit of the run is not in {collection.name}: a run over other documents?")
         lengths[row, : len(docs)] = [words[d] for d in docs]
     if np.isnan(lengths).all():
         raise ValueError("the run has no hits")

@@ -59,7 +59,8 @@ def evaluate(
         raise ValueError(f"the run's {len(run)} queries and the {len(qrels)} judged ones have none in common")
     ranked = {q: [doc_id for doc_id, _ in ordered_hits(scores)] for q, scores in judged.items()}
     by_ranx = {m: f"{RANX_NAMES[name]}@{k}" for m, (name, k) in cutoffs.items() if name != "judged"}
-    values = _ranx_per_query(qrels, ranked, list(by_ranx.values()))
+    graded = {q: docs for q, docs in ranked.items() if qrels[q]}  # ranx refuses empty judgements
+    values = _ranx_per_query(qrels, graded, list(by_ranx.values()))
     per_query = {}
     for metric, (name, k) in cutoffs.items():
         if name == "judged":
@@ -84,8 +85,8 @@ def _split_metric(metric: str) -> tuple[str, int]:
 
 def _ranx_per_query(qrels: Qrels, ranked: dict[str, list[str]], names: list[str]) -> dict[str, dict]:
     """Ranx's values by metric and query, for queries with hits; ranks stand in for scores (no ties)."""
-    if not names:
-        return {}
+    if not names or not ranked:
+        return {key: {} for key in names}
     ranx = import_ranx()
     clipped = {q: {d: max(0, grade) for d, grade in qrels[q].items()} for q in ranked}
     run = ranx.Run(tie_free(ranked))

@@ -56,9 +56,10 @@ def _row(result: Result) -> str:
 def _caption(results: dict[str, Result]) -> str:
     """What the numbers of a table are: queries, pool, depth, hardware and what they can prove."""
     metadata = next(iter(results.values())).metadata
+    depth = " or ".join(str(d) for d in sorted({r.metadata["depth"] for r in results.values()}))
     caption = (
         f"{metadata['num_queries']} {metadata['split']} queries, {metadata['pool']}, "
-        f"depth {metadata['depth']}, {', '.join(sorted({r.metadata['hardware'] for r in results.values()}))}."
+        f"depth {depth}, {', '.join(sorted({r.metadata['hardware'] for r in results.values()}))}."
     )
     smallest = {system: value for system, value in smallest_provable(results).items() if value > 0}
     if smallest:
@@ -131,7 +132,8 @@ def draw(root: Path) -> None:
     ):
         results = load_results(root / "runs" / name)
         values = {s: np.array(list(r.evaluation.per_query["nDCG@10"].values())) for s, r in results.items()}
-        theirs = {s: published(name, s).value for s in results if published(name, s)}
+        full = [s for s, r in results.items() if r.metadata["pool"] == "full corpus"]
+        theirs = {s: published(name, s).value for s in full if published(name, s)}
         plot_systems(values, theirs, "nDCG@10, mean and 95 % interval", title, axes)
     with atomic_path(root / FIGURE) as temporary:
         figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})

@@ -117,17 +117,35 @@ def load_result(folder: Path | str, system: str) -> Result:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: missing; notebooks 02 (BM25) and 05 (dense) write runs")
     metadata = json.loads(paths[".json"].read_text(encoding="utf-8"))
-    lines = [line for _, line in read_lines(paths[".csv"])]
-    header, *rows = csv.reader(lines)
-    per_query = {metric: {row[0]: float(row[i]) for row in rows} for i, metric in enumerate(header) if i}
+    per_query = _read_table(paths[".csv"], metadata["num_queries"])
     means = {metric: sum(values.values()) / len(values) for metric, values in per_query.items()}
     for metric, mean in means.items():
-        if abs(mean - metadata["metrics"][metric]) > 1e-5:
+        if not abs(mean - metadata["metrics"][metric]) <= 1e-5:
             raise ValueError(
                 f"{paths['.csv']}: mean {metric} is {mean:.6f}, {paths['.json'].name} says otherwise"
             )
     evaluation = Evaluation(means, per_query, metadata["num_queries"], metadata["num_missing"])
     return Result(system, metadata["collection"], metadata, evaluation, paths[".trec.gz"])
+
+
+def _read_table(path: Path, num_queries: int) -> dict[str, dict[str, float]]:
+    """Per-query metrics of a .csv, as metric → query_id → value."""
+    per_query: dict[str, dict[str, float]] = {metric: {} for metric in METRICS}
+    for number, line in read_lines(path):
+        row = next(csv.reader([line]))
+        if number == 1 and row != ["query_id", *METRICS]:
+            raise ValueError(f"{path}:1: expected the columns query_id, {', '.join(METRICS)}")
+        if len(row) != len(METRICS) + 1 or row[0] in per_query[METRICS[0]]:
+            raise ValueError(f"{path}:{number}: expected {len(METRICS) + 1} columns and each query once")
+        if number > 1:
+            for metric, value in zip(METRICS, row[1:], strict=True):
+                try:
+                    per_query[metric][row[0]] = float(value)
+                except ValueError:
+                    raise ValueError(f"{path}:{number}: {metric} {value!r} is not a number") from None
+    if len(per_query[METRICS[0]]) != num_queries:
+        raise ValueError(f"{path}: {len(per_query[METRICS[0]])} queries, its .json says {num_queries}")
+    return per_query
 
 
 def load_results(folder: Path | str, ablations: bool = False) -> dict[str, Result]:

@@ -9,6 +9,8 @@ from scipy import optimize, stats
 from dpr.evaluation import evaluate, import_ranx, tie_free
 from dpr.trec import Qrels, Run, ordered_hits
 
+LEVEL, POWER = 0.05, 0.8  # of `smallest_difference`
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -63,13 +65,15 @@ def compare(
         One comparison for each other run, in the order of `runs`.
 
     Raises:
-        ValueError: A baseline that is not among the runs, nothing to compare it with, or fewer
-            permutations than 100,000.
+        ValueError: A baseline that is not among the runs, nothing to compare it with, fewer than two
+            judged queries, or fewer permutations than 100,000.
 
     Source: Smucker, Allan and Carterette 2007 (randomisation test); Holm 1979.
     """
     if baseline not in runs or len(runs) < 2:
         raise ValueError(f"baseline {baseline!r} and at least one other run are needed, got {sorted(runs)}")
+    if len(qrels) < 2:
+        raise ValueError(f"a test needs at least 2 judged queries, got {len(qrels)}")
     if num_permutations < 100_000:
         raise ValueError(f"num_permutations must be at least 100,000, got {num_permutations:,}")
     values = {}
@@ -108,7 +112,7 @@ def randomisation_test(differences: np.ndarray, num_permutations: int = 100_000,
         seed: Of the random signs.
 
     Returns:
-        p from 1 / (num_permutations + 1) to 1.
+        p from 2 / (num_permutations + 1), or 2 / 2^Q where all patterns are taken, to 1.
 
     Source: Fisher 1935; Smucker, Allan and Carterette 2007.
     """
@@ -143,13 +147,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def smallest_difference(differences: np.ndarray, level: float = 0.05, power: float = 0.8) -> float:
-    """The smallest true mean difference that a paired t-test would find with the given power.
+def smallest_difference(differences: np.ndarray) -> float:
+    """The smallest true mean difference that a paired t-test would find four times in five.
+
+    Two-sided at `LEVEL`, with power `POWER`.
 
     Args:
         differences: float array [Q], Q at least 2; their spread and number decide.
-        level: Two-sided significance level.
-        power: Wanted chance of finding the difference.
 
     Returns:
         A difference in the metric's unit; 0 where all differences are equal.
@@ -164,10 +168,10 @@ def smallest_difference(differences: np.ndarray, level: float = 0.05, power: flo
     if num_queries < 2:
         raise ValueError(f"a spread needs at least 2 queries, got {num_queries}")
     degrees = num_queries - 1
-    critical = stats.t.ppf(1 - level / 2, degrees)
+    critical = stats.t.ppf(1 - LEVEL / 2, degrees)
 
     def missing_power(shift: float) -> float:  # the far tail adds less than 1e-5 and is left out
-        return stats.nct.sf(critical, degrees, shift) - power
+        return stats.nct.sf(critical, degrees, shift) - POWER
 
     shift = optimize.brentq(missing_power, 0.0, 2 * critical + 2)
     return float(shift * np.std(differences, ddof=1) / np.sqrt(num_queries))

