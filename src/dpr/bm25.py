@@ -1,9 +1,8 @@
 """BM25 over a collection: Lucene, through pyserini."""
 
 import json
+import math
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,8 +11,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dpr.collection import Collection
-from dpr.evaluation import evaluate
-from dpr.files import write_text
+from dpr.evaluation import evaluate, split_metric
+from dpr.files import atomic_folder, write_text
 from dpr.java import start_jvm
 from dpr.trec import Run, ordered_hits
 
@@ -90,12 +89,9 @@ class BM25:
         made_by = {"fingerprint": collection.fingerprint, "pyserini": version("pyserini")}
         reused = _read_manifest(folder) == made_by
         if not reused:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-            _index(documents, fresh / "lucene")
-            write_text(fresh / MANIFEST, json.dumps(made_by))
-            shutil.rmtree(folder, ignore_errors=True)
-            fresh.replace(folder)
+            with atomic_folder(folder, MANIFEST) as fresh:
+                _index(documents, fresh / "lucene")
+                write_text(fresh / MANIFEST, json.dumps(made_by))
         index = cls(folder, collection.fingerprint, reused)
         if index.num_documents != len(documents):
             raise RuntimeError(
@@ -121,7 +117,7 @@ class BM25:
 
         Source: Robertson and Zaragoza 2009, equation 3.15, as Lucene's BM25Similarity computes it.
         """
-        if depth < 1 or k1 < 0 or not 0 <= b <= 1:
+        if depth < 1 or not 0 <= k1 < math.inf or not 0 <= b <= 1:
             raise ValueError(f"depth ≥ 1, k1 ≥ 0 and 0 ≤ b ≤ 1 are needed, got {depth}, {k1}, {b}")
         self._searcher.set_bm25(k1, b)
         found = self._searcher.batch_search(
@@ -155,7 +151,7 @@ class BM25:
         grid = {}
         pairs = [(k1, b) for k1 in k1_grid for b in b_grid]
         for k1, b in tqdm(pairs, desc=f"BM25 on {len(dev.queries)} {dev.split} queries", unit="setting"):
-            run = self.search(dev.queries, depth=100, k1=k1, b=b)
+            run = self.search(dev.queries, depth=split_metric(metric)[1], k1=k1, b=b)
             grid[k1, b] = evaluate(dev.qrels, run, [metric]).means[metric]
         k1, b = max(grid, key=grid.__getitem__)
         return Tuning(grid, metric, k1, b, dev.split, len(dev.queries))

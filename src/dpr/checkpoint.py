@@ -2,13 +2,12 @@
 
 import hashlib
 import logging
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from dpr.files import atomic_folder
 from dpr.pooling import POOLINGS
 
 SIMILARITIES = ("cosine", "dot")
@@ -142,19 +141,19 @@ def fit_container(container, config: EncoderConfig) -> None:
     container.prompts = {"query": config.query_prompt, "document": config.passage_prompt}
 
 
+def max_tokens(model) -> int:
+    """How many tokens a transformer has positions for; some keep the first ones for padding."""
+    positions = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    reserved = getattr(positions, "padding_idx", None)
+    return model.config.max_position_embeddings - (0 if reserved is None else reserved + 1)
+
+
 def save_container(container, config: EncoderConfig, folder: Path | str) -> None:
     """Write a sentence-transformers folder, all or nothing; an earlier checkpoint there is replaced.
 
     Raises:
         ValueError: `folder` holds something that is no sentence-transformers checkpoint.
     """
-    folder = Path(folder)
-    if folder.exists() and not (folder / "modules.json").is_file():
-        raise ValueError(f"{folder} is no sentence-transformers checkpoint; it is not overwritten")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     fit_container(container, config)
-    container.save(str(fresh), create_model_card=False)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.chmod(0o755)
-    fresh.replace(folder)
+    with atomic_folder(folder, "modules.json") as fresh:
+        container.save(str(fresh), create_model_card=False)

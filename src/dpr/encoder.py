@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dpr.checkpoint import EncoderConfig, find_checkpoint, fit_container, load_container, save_container
+from dpr.checkpoint import (
+    EncoderConfig,
+    find_checkpoint,
+    fit_container,
+    load_container,
+    max_tokens,
+    save_container,
+)
 from dpr.pooling import POOLINGS
 
 
@@ -32,6 +39,12 @@ class BiEncoder:
         self._container = container  # a SentenceTransformer whose parts agree with config
         self.name, self.config = name, config
         self.model, self.tokenizer = container[0].auto_model, container.tokenizer
+        longest = max_tokens(self.model)
+        if max(config.query_max_length, config.passage_max_length) > longest:
+            raise ValueError(
+                f"{name} reads at most {longest} tokens, asked for {config.query_max_length} (queries) "
+                f"and {config.passage_max_length} (passages)"
+            )
         self.tokenizer.padding_side = "right"  # where cls_pool looks for the first token
 
     @classmethod
@@ -75,12 +88,6 @@ class BiEncoder:
         if missing:
             raise ValueError(f"{path} does not say its {', '.join(missing)}; pass {missing[0]}=…")
         config = EncoderConfig(**merged)
-        longest = container[0].auto_model.config.max_position_embeddings
-        if max(config.query_max_length, config.passage_max_length) > longest:
-            raise ValueError(
-                f"{path} reads at most {longest} tokens, asked for {config.query_max_length} (queries) "
-                f"and {config.passage_max_length} (passages)"
-            )
         fit_container(container, config)
         return cls(container, str(name_or_folder).rstrip("/").split("/")[-1], config)
 

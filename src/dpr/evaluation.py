@@ -53,7 +53,7 @@ def evaluate(
     """
     if not qrels:
         raise ValueError("no judgements: nothing to evaluate against")
-    cutoffs = {metric: _split_metric(metric) for metric in metrics}
+    cutoffs = {metric: split_metric(metric) for metric in metrics}
     judged = {q: run[q] for q in qrels if run.get(q)}
     if not judged:
         raise ValueError(f"the run's {len(run)} queries and the {len(qrels)} judged ones have none in common")
@@ -74,8 +74,12 @@ def evaluate(
     return Evaluation(means, per_query, len(qrels), len(qrels) - len(judged))
 
 
-def _split_metric(metric: str) -> tuple[str, int]:
-    """Take `nDCG@10` apart, refusing names that are not ours."""
+def split_metric(metric: str) -> tuple[str, int]:
+    """Take `nDCG@10` apart into its name and cutoff.
+
+    Raises:
+        ValueError: A name that is not ours, or a cutoff that is no whole number of at least 1.
+    """
     name, _, cutoff = metric.partition("@")
     if (name not in RANX_NAMES and name != "judged") or not cutoff.isdecimal() or int(cutoff) < 1:
         known = ", ".join(f"{n}@k" for n in (*RANX_NAMES, "judged"))

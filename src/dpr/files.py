@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -33,6 +34,35 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path | str, marker: str) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` that takes its place when the block ends without an error.
+
+    Args:
+        path: The folder to make or replace; missing parent folders are made.
+        marker: A file that a folder of this kind holds: what lacks it is not replaced.
+
+    Yields:
+        An empty folder for the caller to fill. After an error it is removed, and what is at `path`
+        stays as it was.
+
+    Raises:
+        ValueError: `path` is there, not empty, and has no `marker`.
+    """
+    path = Path(path)
+    if path.exists() and not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path} has no {marker}: it holds something else and is not replaced")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path | str, text: str) -> None:

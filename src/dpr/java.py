@@ -70,7 +70,7 @@ def find_java() -> Path:
 def _java_version(home: Path) -> int | None:
     """The major version that `home/bin/java` prints, or None where it cannot run."""
     java = home / "bin" / "java"
-    if not java.is_file():
+    if not os.access(java, os.X_OK):
         return None
     printed = subprocess.run([java, "-version"], capture_output=True, text=True).stderr
     match = re.search(r'version "(?:1\.)?(\d+)', printed)

@@ -36,7 +36,9 @@ def mean_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     tensor([[2., 3.]])
     """
     mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # [B, T, 1]
-    return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+    wide = torch.promote_types(hidden.dtype, torch.float32)  # a sum in half precision overflows
+    total = (hidden * mask).sum(dim=1, dtype=wide)
+    return (total / mask.sum(dim=1, dtype=wide)).to(hidden.dtype)
 
 
 def max_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
