@@ -1,4 +1,4 @@
-"""Queries a second of `ExactIndex` beside FAISS's exhaustive index, alternating in one run.
+"""Queries a second of `build_index("exact", …)` beside FAISS's exhaustive index, alternating in one run.
 
     .venv/bin/python benchmarks/exact_search.py [--passages 171332] [--rounds 5]
 
@@ -13,7 +13,7 @@ import time
 import faiss
 import numpy as np
 
-from dpr.index import ExactIndex
+from dpr.index import build_index
 from dpr.results import hardware
 
 DIMENSION, DEPTH = 384, 1000
@@ -38,12 +38,12 @@ def main() -> None:
     given = parser.parse_args()
     rng = np.random.default_rng(0)
     passages = unit_vectors(rng, given.passages)
-    ours = ExactIndex(passages, [str(i) for i in range(len(passages))], "dot")
+    ours = build_index("exact", passages, [str(i) for i in range(len(passages))], "dot")
     theirs = faiss.IndexFlatIP(DIMENSION)
     theirs.add(passages)
     faiss.omp_set_num_threads(os.cpu_count() or 1)
     print(f"{given.passages:,} x {DIMENSION}, depth {DEPTH}, {hardware()}, median of {given.rounds} rounds\n")
-    print("| queries at once | ExactIndex queries/s | FAISS IndexFlatIP queries/s | ratio (min to max) |")
+    print("| queries at once | exact queries/s | FAISS IndexFlatIP queries/s | ratio (min to max) |")
     print("|---:|---:|---:|---:|")
     for count in QUERIES:
         queries = unit_vectors(rng, count)

@@ -15,7 +15,7 @@ from dpr.checkpoint import EncoderConfig, find_checkpoint, load_container
 from dpr.collection import Collection
 from dpr.encoder import BiEncoder
 from dpr.evaluation import evaluate
-from dpr.index import ExactIndex
+from dpr.index import build_index
 from dpr.loading import load_collection
 
 MINILM = "all-MiniLM-L6-v2"
@@ -530,7 +530,8 @@ def scifact(data_dir) -> Collection:
 
 def search_scifact(encoder, scifact, depth=10):
     """The dense run over the sample, as the notebooks make it."""
-    index = ExactIndex(
+    index = build_index(
+        "exact",
         encoder.encode_passages([passage.contents for passage in scifact.passages]),
         scifact.doc_ids,
         encoder.config.similarity,

@@ -8,9 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpr import index as module
-from dpr.index import ExactIndex
+from dpr import exact as module
+from dpr.index import build_index
 from dpr.trec import ordered_hits, read_run, write_run
+
+
+def exact_index(passage_emb, doc_ids, similarity):
+    """The index under test."""
+    return build_index("exact", passage_emb, doc_ids, similarity)
+
 
 SMALL = st.integers(-3, 3)  # products and sums of these are exact in single precision
 
@@ -53,7 +59,8 @@ def searches(draw):
 @pytest.fixture(params=[(16_384, 512), (4, 2), (1, 1), (3, 5)], ids=lambda blocks: "x".join(map(str, blocks)))
 def blocks(request, monkeypatch):
     """Passages and queries scored at once: all of them, or a few."""
-    monkeypatch.setattr(module, "PASSAGE_BLOCK", request.param[0])
+    for name in ("MIN_BLOCK", "MAX_BLOCK"):
+        monkeypatch.setattr(module, name, request.param[0])
     monkeypatch.setattr(module, "QUERY_BLOCK", request.param[1])
 
 
@@ -66,7 +73,7 @@ def test_the_best_passages_are_found_best_first(similarity):
     @given(searches())
     def check(search):
         passages, queries, depth = search
-        scores, positions = ExactIndex(passages, ids(len(passages)), similarity).search(queries, depth)
+        scores, positions = exact_index(passages, ids(len(passages)), similarity).search(queries, depth)
         kept = min(depth, len(passages))
         assert scores.shape == positions.shape == (len(queries), kept)
         assert (scores.dtype, positions.dtype) == (np.float32, np.int64)
@@ -87,14 +94,14 @@ def test_positions_are_those_of_argsort(similarity, depth):
     passages, queries = normals(0, 40, 8), normals(1, 7, 8)
     expected = scores_in_float64(passages, queries, similarity)
     order = np.argsort(-expected, axis=1)[:, :depth]
-    scores, positions = ExactIndex(passages, ids(40), similarity).search(queries, depth)
+    scores, positions = exact_index(passages, ids(40), similarity).search(queries, depth)
     np.testing.assert_array_equal(positions, order)
     np.testing.assert_allclose(scores, np.take_along_axis(expected, order, 1), rtol=1e-5, atol=1e-5)
 
 
 def test_dot_and_cosine_rank_vectors_of_different_lengths_differently():
     passages, queries = np.array([[1, 0], [3, 3]], np.float32), np.array([[2, 0]], np.float32)
-    found = {s: ExactIndex(passages, ["a", "b"], s).search(queries, 2) for s in ("cosine", "dot")}
+    found = {s: exact_index(passages, ["a", "b"], s).search(queries, 2) for s in ("cosine", "dot")}
     assert found["cosine"][1].tolist() == [[0, 1]]
     assert found["cosine"][0][0].tolist() == pytest.approx([1.0, 0.5**0.5])
     assert found["dot"][1].tolist() == [[1, 0]]
@@ -104,9 +111,10 @@ def test_dot_and_cosine_rank_vectors_of_different_lengths_differently():
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 def test_faiss_finds_the_same(similarity, monkeypatch):
     faiss = pytest.importorskip("faiss")
-    monkeypatch.setattr(module, "PASSAGE_BLOCK", 100)
+    monkeypatch.setattr(module, "MAX_BLOCK", 100)
+    monkeypatch.setattr(module, "MIN_BLOCK", 100)
     passages, queries = normals(2, 1000, 16), normals(3, 20, 16)
-    ours = ExactIndex(passages, ids(1000), similarity).search(queries, 50)
+    ours = exact_index(passages, ids(1000), similarity).search(queries, 50)
     if similarity == "cosine":
         faiss.normalize_L2(passages)
         faiss.normalize_L2(queries)
@@ -121,7 +129,7 @@ def test_faiss_finds_the_same(similarity, monkeypatch):
 def test_the_nearest_passage_comes_first_and_not_the_farthest(similarity):
     angles = np.linspace(0, np.pi, 9)
     passages = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    scores, positions = ExactIndex(passages, ids(9), similarity).search(passages[:1], 9)
+    scores, positions = exact_index(passages, ids(9), similarity).search(passages[:1], 9)
     assert positions[0].tolist() == list(range(9))
     np.testing.assert_allclose(scores[0], np.cos(angles), rtol=0, atol=1e-6)
 
@@ -129,8 +137,8 @@ def test_the_nearest_passage_comes_first_and_not_the_farthest(similarity):
 def test_the_length_of_a_vector_does_not_count_under_cosine():
     passages, queries = normals(4, 30, 5), normals(5, 4, 5)
     lengths = np.random.default_rng(6).uniform(0.01, 100, size=(30, 1)).astype(np.float32)
-    scores, positions = ExactIndex(passages, ids(30), "cosine").search(queries, 30)
-    longer = ExactIndex(passages * lengths, ids(30), "cosine").search(queries * 7, 30)
+    scores, positions = exact_index(passages, ids(30), "cosine").search(queries, 30)
+    longer = exact_index(passages * lengths, ids(30), "cosine").search(queries * 7, 30)
     np.testing.assert_array_equal(longer[1], positions)
     np.testing.assert_allclose(longer[0], scores, rtol=0, atol=1e-6)
     assert abs(scores).max() <= 1 + 1e-6
@@ -143,7 +151,7 @@ def test_the_length_of_a_vector_does_not_count_under_cosine():
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 def test_vectors_of_any_precision_are_searched_in_single(similarity, dtype):
     passages, queries = normals(7, 50, 6).astype(dtype), normals(8, 3, 6).astype(dtype)
-    scores, positions = ExactIndex(passages, ids(50), similarity).search(queries, 10)
+    scores, positions = exact_index(passages, ids(50), similarity).search(queries, 10)
     expected = scores_in_float64(passages, queries, similarity)
     order = np.argsort(-expected, axis=1)[:, :10]
     assert scores.dtype == np.float32
@@ -153,19 +161,20 @@ def test_vectors_of_any_precision_are_searched_in_single(similarity, dtype):
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 def test_a_memory_map_is_searched_block_by_block_and_never_copied(tmp_path, monkeypatch, similarity):
-    monkeypatch.setattr(module, "PASSAGE_BLOCK", 256)
+    monkeypatch.setattr(module, "MAX_BLOCK", 256)
+    monkeypatch.setattr(module, "MIN_BLOCK", 256)
     np.save(tmp_path / "passages.npy", normals(9, 16_384, 32))
     mapped = np.load(tmp_path / "passages.npy", mmap_mode="r")
     queries = normals(10, 2, 32)
     tracemalloc.start()
-    index = ExactIndex(mapped, ids(len(mapped)), similarity)
+    index = exact_index(mapped, ids(len(mapped)), similarity)
     scores, positions = index.search(queries, 10)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     doc_ids_bytes = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert index.passage_emb is mapped
+    assert index._engine.vectors is mapped
     assert peak_bytes - doc_ids_bytes < mapped.nbytes
-    whole = ExactIndex(np.array(mapped), ids(len(mapped)), similarity).search(queries, 10)
+    whole = exact_index(np.array(mapped), ids(len(mapped)), similarity).search(queries, 10)
     np.testing.assert_array_equal(positions, whole[1])
     np.testing.assert_array_equal(scores, whole[0])
 
@@ -174,13 +183,13 @@ def test_a_memory_map_is_searched_block_by_block_and_never_copied(tmp_path, monk
 def test_searching_leaves_the_vectors_as_they_were(similarity):
     passages, queries = normals(11, 9, 4), normals(12, 3, 4)
     before = passages.copy(), queries.copy()
-    ExactIndex(passages, ids(9), similarity).search(queries, 5)
+    exact_index(passages, ids(9), similarity).search(queries, 5)
     np.testing.assert_array_equal(passages, before[0])
     np.testing.assert_array_equal(queries, before[1])
 
 
 def test_no_query_gives_no_hit():
-    index = ExactIndex(normals(13, 9, 4), ids(9), "cosine")
+    index = exact_index(normals(13, 9, 4), ids(9), "cosine")
     scores, positions = index.search(np.empty((0, 4), dtype=np.float32), 5)
     assert scores.shape == positions.shape == (0, 5)
     assert index.search_run([], np.empty((0, 4), dtype=np.float32), 5, "mine") == {}
@@ -203,7 +212,7 @@ def test_no_query_gives_no_hit():
 )
 def test_vectors_ids_and_similarities_that_do_not_fit_are_refused(shape, doc_ids, similarity, message):
     with pytest.raises(ValueError, match=escape(message)):
-        ExactIndex(np.ones(shape, dtype=np.float32), doc_ids, similarity)
+        exact_index(np.ones(shape, dtype=np.float32), doc_ids, similarity)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -211,11 +220,11 @@ def test_vectors_ids_and_similarities_that_do_not_fit_are_refused(shape, doc_ids
 @pytest.mark.usefixtures("blocks")
 def test_values_that_are_not_finite_are_refused_by_row(similarity, value):
     vectors = np.ones((9, 3), dtype=np.float32)
-    index = ExactIndex(vectors, ids(9), similarity)
+    index = exact_index(vectors, ids(9), similarity)
     vectors = vectors.copy()
     vectors[[6, 8], 1] = value
     with pytest.raises(ValueError, match="passage_emb: row 6 holds NaN or infinity"):
-        ExactIndex(vectors, ids(9), similarity)
+        exact_index(vectors, ids(9), similarity)
     with pytest.raises(ValueError, match="query_emb: row 6 holds NaN or infinity"):
         index.search(vectors, 1)
 
@@ -225,24 +234,24 @@ def test_a_zero_vector_has_no_cosine_but_a_dot_product():
     vectors = np.ones((9, 3), dtype=np.float32)
     vectors[7] = 0
     with pytest.raises(ValueError, match="passage_emb: row 7 is a zero vector"):
-        ExactIndex(vectors, ids(9), "cosine")
+        exact_index(vectors, ids(9), "cosine")
     with pytest.raises(ValueError, match="query_emb: row 7 is a zero vector"):
-        ExactIndex(vectors[:2], ids(2), "cosine").search(vectors, 1)
-    scores, positions = ExactIndex(vectors, ids(9), "dot").search(vectors[6:8], 9)
+        exact_index(vectors[:2], ids(2), "cosine").search(vectors, 1)
+    scores, positions = exact_index(vectors, ids(9), "dot").search(vectors[6:8], 9)
     assert scores.tolist() == [[3.0] * 8 + [0.0], [0.0] * 9]
     assert positions[0, -1] == 7
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 3), (1, 4, 1)])
 def test_queries_of_another_shape_are_refused(shape):
-    index = ExactIndex(normals(14, 9, 4), ids(9), "dot")
-    with pytest.raises(ValueError, match=escape(f"query_emb must be [Q, 4], got shape {shape}")):
+    index = exact_index(normals(14, 9, 4), ids(9), "dot")
+    with pytest.raises(ValueError, match=escape(f"query_emb must be [rows, 4], got shape {shape}")):
         index.search(np.ones(shape, dtype=np.float32), 1)
 
 
 @pytest.mark.parametrize("depth", [0, -1])
 def test_a_depth_below_one_is_refused(depth):
-    index = ExactIndex(normals(15, 9, 4), ids(9), "dot")
+    index = exact_index(normals(15, 9, 4), ids(9), "dot")
     with pytest.raises(ValueError, match=f"depth must be at least 1, got {depth}"):
         index.search(normals(16, 1, 4), depth)
 
@@ -253,7 +262,7 @@ def test_a_depth_below_one_is_refused(depth):
 def test_a_run_names_each_hit_and_the_system():
     passages = np.array([[1, 0], [0, 2], [3, 0]], dtype=np.float32)
     queries = np.array([[1, 0.25], [0.5, 1]], dtype=np.float32)
-    run = ExactIndex(passages, ["a", "b", "c"], "dot").search_run(["q2", "q1"], queries, 2, "mine")
+    run = exact_index(passages, ["a", "b", "c"], "dot").search_run(["q2", "q1"], queries, 2, "mine")
     assert run == {"q2": {"c": 3.0, "a": 1.0}, "q1": {"b": 2.0, "c": 1.5}}
     assert (list(run), list(run["q2"]), run.tag) == (["q2", "q1"], ["c", "a"], "mine")
 
@@ -263,7 +272,7 @@ def test_a_run_names_each_hit_and_the_system():
 def test_hits_with_equal_scores_come_in_trec_order(similarity, tmp_path):
     passages = np.array([[0, 1], [1, 0], [0, 1], [1, 0], [0, 1], [1, 0]], dtype=np.float32)
     doc_ids = ["d10", "d9", "d2", "d1", "d11", "d90"]
-    index = ExactIndex(passages, doc_ids, similarity)
+    index = exact_index(passages, doc_ids, similarity)
     run = index.search_run(["q"], np.array([[2, 0]], dtype=np.float32), 6, "mine")
     assert list(run["q"]) == ["d90", "d9", "d1", "d2", "d11", "d10"]
     assert list(run["q"].items()) == ordered_hits(run["q"])
@@ -272,7 +281,7 @@ def test_hits_with_equal_scores_come_in_trec_order(similarity, tmp_path):
 
 
 def test_another_number_of_query_ids_than_of_vectors_is_refused():
-    index = ExactIndex(normals(17, 9, 4), ids(9), "dot")
+    index = exact_index(normals(17, 9, 4), ids(9), "dot")
     with pytest.raises(ValueError, match="1 query ids for 2 vectors"):
         index.search_run(["q"], normals(18, 2, 4), 1, "mine")
 
@@ -280,7 +289,7 @@ def test_another_number_of_query_ids_than_of_vectors_is_refused():
 @given(searches(), st.sampled_from(["cosine", "dot"]))
 def test_a_run_can_always_be_written(scratch, search, similarity):
     passages, queries, depth = search
-    run = ExactIndex(passages, ids(len(passages)), similarity).search_run(
+    run = exact_index(passages, ids(len(passages)), similarity).search_run(
         ids(len(queries)), queries, depth, "t"
     )
     write_run(scratch / "run.trec", run)  # refuses scores that rise with rank

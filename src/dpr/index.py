@@ -1,75 +1,78 @@
 """Searching vectors: every index says its similarity, and larger is always better."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from dpr.checkpoint import SIMILARITIES
+from dpr.engines import (
+    BATCH,
+    PQ_CENTROIDS,
+    SEARCH_SETTINGS,
+    SETTINGS,
+    VECTORS_A_CENTROID,
+    ExactEngine,
+    FaissEngine,
+    HnswlibEngine,
+    num_lists,
+)
+from dpr.files import atomic_folder, read_lines, write_text
 from dpr.trec import Run, ordered_hits
 
-PASSAGE_BLOCK = 16_384  # passages scored at once
-QUERY_BLOCK = 512
+KINDS = tuple(SETTINGS)
+UNIT = 1e-6  # how far a length may be from 1 to count as 1
+FORMAT = 1
 
 
-class ExactIndex:
-    """Exhaustive search: every query against every passage, by blocked matrix products.
+class Index:
+    """Passage vectors that can be searched; made by `build_index` or `Index.load`.
 
-    Args:
-        passage_emb: float [N, D], one row a passage; finite. Held, not copied, when float32 (a
-            memory map stays on disk).
-        doc_ids: N distinct ids, in the order of the rows.
-        similarity: `cosine` (rows and queries are scaled to length 1 here) or `dot`: the one the
-            encoder was trained for, `encoder.config.similarity`.
-
-    Raises:
-        ValueError: No vectors, a wrong shape, ids that do not fit the rows or repeat, an unknown
-            similarity, values that are not finite, or a zero vector under cosine.
+    Attributes:
+        kind: One of `KINDS`.
+        similarity: `cosine` or `dot`; queries are brought to it, and scores are it, or for the
+            kinds that compress vectors an estimate of it.
+        settings: The kind's settings.
+        doc_ids: The N ids, in the order of the vectors.
+        dimension: D.
+        num_bytes: What vectors and links take, in memory or on disk.
     """
 
-    def __init__(self, passage_emb: np.ndarray, doc_ids: Sequence[str], similarity: str):
-        if similarity not in SIMILARITIES:
-            raise ValueError(f"similarity must be one of {SIMILARITIES}, got {similarity!r}")
-        if passage_emb.ndim != 2 or 0 in passage_emb.shape:
-            raise ValueError(
-                f"passage_emb must be [N, D] with N and D above 0, got shape {passage_emb.shape}"
-            )
-        if len(doc_ids) != len(passage_emb) or len(set(doc_ids)) != len(doc_ids):
-            raise ValueError(
-                f"{len(passage_emb)} vectors need as many distinct doc_ids, got {len(set(doc_ids))}"
-            )
-        self.passage_emb, self.doc_ids, self.similarity = passage_emb, list(doc_ids), similarity
-        for start in range(0, len(passage_emb), PASSAGE_BLOCK):
-            self._prepared(passage_emb[start : start + PASSAGE_BLOCK], "passage_emb", start)
+    def __init__(
+        self, kind, similarity, settings: dict[str, int], doc_ids: list[str], dimension: int, engine
+    ):
+        self.kind, self.similarity, self.settings = kind, similarity, settings
+        self.doc_ids, self.dimension, self._engine = doc_ids, dimension, engine
+        self.num_bytes: int = engine.num_bytes
 
     def search(self, query_emb: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        """The `depth` most similar passages of each query.
+        """Find the most similar passages of each query.
 
         Args:
             query_emb: float [Q, D]; Q may be 0.
-            depth: K, at least 1; a depth beyond N gives all N.
+            depth: K, at least 1; a depth beyond N gives N.
 
         Returns:
-            Scores float32 [Q, min(K, N)], falling along each row, larger is better under either
-            similarity, and the rows' positions in `passage_emb`, int64 of the same shape.
+            Scores float32 [Q, min(K, N)], falling along each row, larger is better, and the
+            passages' positions int64 of the same shape. Where an approximate index found fewer, the
+            position is -1 and the score minus infinity.
 
         Raises:
-            ValueError: A wrong shape, a depth below 1, values not finite, a zero vector under cosine.
+            ValueError: A wrong shape or dtype, a depth below 1, values not finite, a zero vector
+                under cosine.
         """
-        if query_emb.ndim != 2 or query_emb.shape[1] != self.passage_emb.shape[1]:
-            raise ValueError(
-                f"query_emb must be [Q, {self.passage_emb.shape[1]}], got shape {query_emb.shape}"
-            )
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
-        kept = min(depth, len(self.passage_emb))
-        scores = np.empty((len(query_emb), kept), dtype=np.float32)
-        positions = np.empty((len(query_emb), kept), dtype=np.int64)
-        for start in range(0, len(query_emb), QUERY_BLOCK):
-            rows = slice(start, start + QUERY_BLOCK)
-            scores[rows], positions[rows] = self._search_block(
-                self._prepared(query_emb[rows], "query_emb", start), kept
-            )
-        return scores, positions
+        lengths = checked_lengths(query_emb, "query_emb", self.similarity, self.dimension)
+        kept = min(depth, len(self.doc_ids))
+        if not len(query_emb):
+            return np.empty((0, kept), dtype=np.float32), np.empty((0, kept), dtype=np.int64)
+        queries = np.asarray(query_emb, dtype=np.float32)
+        if self.similarity == "cosine":
+            queries = queries / lengths[:, None]
+        scores, positions = self._engine.search(queries, kept)
+        return scores.astype(np.float32, copy=False), positions
 
     def search_run(self, query_ids: Sequence[str], query_emb: np.ndarray, depth: int, tag: str) -> Run:
         """`search` as a run: doc_ids in trec_eval's order, tagged with the system's name.
@@ -79,44 +82,174 @@ class ExactIndex:
         """
         if len(query_ids) != len(query_emb):
             raise ValueError(f"{len(query_ids)} query ids for {len(query_emb)} vectors")
-        scores, positions = self.search(query_emb, depth)
-        hits = (
-            {self.doc_ids[i]: s for i, s in zip(row_positions.tolist(), row_scores.tolist(), strict=True)}
-            for row_scores, row_positions in zip(scores, positions, strict=True)
+        run = Run({}, tag)
+        for query_id, scores, positions in zip(query_ids, *self.search(query_emb, depth), strict=True):
+            hits = zip(positions.tolist(), scores.tolist(), strict=True)
+            run[query_id] = dict(ordered_hits({self.doc_ids[i]: score for i, score in hits if i >= 0}))
+        return run
+
+    def with_search(self, **settings: int) -> "Index":
+        """The same index, searched wider or narrower from now on.
+
+        Args:
+            **settings: Those of the kind's settings that only steer the search.
+
+        Raises:
+            ValueError: A setting that this kind does not have or that only counts when building.
+        """
+        for name, value in settings.items():
+            if name not in SEARCH_SETTINGS or name not in self.settings:
+                allowed = [n for n in self.settings if n in SEARCH_SETTINGS]
+                raise ValueError(f"{self.kind}: {name} cannot be changed after building, only {allowed}")
+            _check_setting(self.kind, name, value)
+            self._engine.set(name, value)
+            self.settings[name] = value
+        return self
+
+    def save(self, folder: Path | str) -> None:
+        """Write the index to a folder, all or nothing; an earlier index there is replaced.
+
+        Raises:
+            ValueError: `folder` holds something that is no index.
+        """
+        about = {"format": FORMAT, "kind": self.kind, "similarity": self.similarity}
+        with atomic_folder(folder, "index.json") as fresh:
+            self._engine.save(fresh)
+            write_text(fresh / "doc_ids.txt", "".join(f"{doc_id}\n" for doc_id in self.doc_ids))
+            about |= {"dimension": self.dimension, "settings": self.settings}
+            write_text(fresh / "index.json", json.dumps(about, indent=1))
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Index":
+        """Read what `save` wrote; the vectors of an exact index stay on disk, mapped.
+
+        Raises:
+            FileNotFoundError: No index there.
+            ValueError: An index of another format.
+        """
+        folder = Path(folder)
+        if not (folder / "index.json").is_file():
+            raise FileNotFoundError(f"{folder}: no index.json; build_index(…).save(folder) writes one")
+        about = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        if about.get("format") != FORMAT:
+            raise ValueError(f"{folder}: format {about.get('format')}, expected {FORMAT}; build it again")
+        kind, settings = about["kind"], about["settings"]
+        if kind == "exact":
+            engine = ExactEngine.load(folder)
+        elif kind == "hnswlib":
+            engine = HnswlibEngine.load(folder, about["dimension"])
+        else:
+            engine = FaissEngine.load(folder)
+        doc_ids = [line for _, line in read_lines(folder / "doc_ids.txt")]
+        index = cls(kind, about["similarity"], settings, doc_ids, about["dimension"], engine)
+        return index.with_search(**{n: v for n, v in settings.items() if n in SEARCH_SETTINGS})
+
+
+def build_index(
+    kind: str, passage_emb: np.ndarray, doc_ids: Sequence[str], similarity: str, **settings: int
+) -> Index:
+    """Make passage vectors searchable, exhaustively or approximately.
+
+    Under cosine the vectors are scaled to length 1, so that every engine ranks by it, whatever
+    distance it computes inside.
+
+    Args:
+        kind: `exact` (ours), `faiss-flat`, `faiss-sqfp16` (half precision), `faiss-hnsw`, `faiss-ivf`,
+            `faiss-ivfpq` (compressed), or `hnswlib`, which is optional. FAISS's run on a GPU where
+            FAISS sees one, HNSW excepted.
+        passage_emb: float32 or float16 [N, D], finite. `exact` holds it, not a copy: a memory map
+            stays on disk.
+        doc_ids: N distinct ids without white space, in the order of the rows.
+        similarity: The one the encoder was trained for, `encoder.config.similarity`.
+        **settings: `m`, `ef_construction`, `ef_search` for the graphs; `num_lists`, `num_probes` for
+            the inverted lists, and `code_bytes` a vector for `faiss-ivfpq`.
+
+    Raises:
+        ValueError: An unknown kind, similarity or setting; a wrong shape or dtype; ids that do not fit
+            the rows or repeat; values not finite; a zero vector under cosine; too few vectors for
+            what the kind has to learn; hnswlib missing.
+
+    Source: Malkov and Yashunin 2018 (HNSW); Jégou, Douze and Schmid 2011 (inverted lists, product
+    quantisation).
+    """
+    if kind not in SETTINGS:
+        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"similarity must be one of {SIMILARITIES}, got {similarity!r}")
+    if passage_emb.ndim != 2 or 0 in passage_emb.shape:
+        raise ValueError(f"passage_emb must be [N, D] with N and D above 0, got shape {passage_emb.shape}")
+    count, dimension = passage_emb.shape
+    if len(doc_ids) != count or len(set(doc_ids)) != count:
+        raise ValueError(f"{count} vectors need as many distinct doc_ids, got {len(set(doc_ids))}")
+    lengths = checked_lengths(passage_emb, "passage_emb", similarity, dimension)
+    chosen = _chosen_settings(kind, settings, count, dimension)
+    scaled = similarity == "cosine" and np.abs(lengths - 1).max() > UNIT
+    scale = (1 / lengths).astype(np.float32) if scaled else None
+    if kind == "exact":
+        engine = ExactEngine(passage_emb, scale)
+    elif kind == "hnswlib":
+        engine = HnswlibEngine.build(_blocks(passage_emb, scale), dimension, count, chosen)
+    else:
+        engine = FaissEngine.build(kind, _blocks(passage_emb, scale), dimension, count, chosen)
+    return Index(kind, similarity, chosen, list(doc_ids), dimension, engine)
+
+
+def checked_lengths(vectors: np.ndarray, name: str, similarity: str, dimension: int) -> np.ndarray:
+    """The length of each vector, float32 [N], after refusing what cannot be compared.
+
+    Args:
+        vectors: float [N, D].
+        name: What an error calls them.
+        similarity: Under `cosine` a zero vector is refused.
+        dimension: D as it must be.
+
+    Raises:
+        ValueError: Another shape, no floats, NaN or infinity, a zero vector under cosine; names the row.
+    """
+    if vectors.ndim != 2 or vectors.shape[1] != dimension:
+        raise ValueError(f"{name} must be [rows, {dimension}], got shape {vectors.shape}")
+    if vectors.dtype not in (np.float16, np.float32, np.float64):
+        raise ValueError(f"{name} must be float16, float32 or float64, got {vectors.dtype}")
+    lengths = np.empty(len(vectors), dtype=np.float32)
+    for start in range(0, len(vectors), BATCH):
+        block = np.asarray(vectors[start : start + BATCH], dtype=np.float32)
+        lengths[start : start + BATCH] = np.sqrt(np.einsum("nd,nd->n", block, block))
+    if not np.isfinite(lengths).all():
+        raise ValueError(f"{name}: row {int(np.argmin(np.isfinite(lengths)))} holds NaN or infinity")
+    if similarity == "cosine" and not lengths.all():
+        raise ValueError(f"{name}: row {int(np.argmin(lengths))} is a zero vector: it has no cosine")
+    return lengths
+
+
+def _chosen_settings(kind: str, settings: dict[str, int], count: int, dimension: int) -> dict[str, int]:
+    """The kind's settings with the caller's in place of defaults, checked against the data."""
+    unknown = set(settings) - set(SETTINGS[kind])
+    if unknown:
+        raise ValueError(f"{kind} has no setting {sorted(unknown)}, only {list(SETTINGS[kind])}")
+    chosen = {**SETTINGS[kind], **settings}
+    if chosen.get("num_lists") == 0:
+        chosen["num_lists"] = num_lists(count)
+    for name, value in chosen.items():
+        _check_setting(kind, name, value)
+    needed = max(chosen.get("num_lists", 0), PQ_CENTROIDS if kind == "faiss-ivfpq" else 0)
+    if count < needed:
+        raise ValueError(
+            f"{kind} learns {needed} centroids and needs as many vectors, better {VECTORS_A_CENTROID} "
+            f"times, got {count}; use exact"
         )
-        return Run({q: dict(ordered_hits(scored)) for q, scored in zip(query_ids, hits, strict=True)}, tag)
-
-    def _prepared(self, block: np.ndarray, name: str, first_row: int) -> np.ndarray:
-        """A block as float32, scaled to length 1 under cosine; refuses what has no direction."""
-        block = np.asarray(block, dtype=np.float32)
-        norms = np.linalg.norm(block, axis=1, keepdims=True)
-        if not np.isfinite(norms).all():
-            row = first_row + int(np.argmin(np.isfinite(norms)))
-            raise ValueError(f"{name}: row {row} holds NaN or infinity")
-        if self.similarity == "dot":
-            return block
-        if not norms.all():
-            raise ValueError(f"{name}: row {first_row + int(np.argmin(norms))} is a zero vector: no cosine")
-        return block / norms
-
-    def _search_block(self, queries: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray]:
-        """Best `kept` of all passages for a block of queries, keeping a running best over blocks."""
-        best = np.empty((len(queries), 0), dtype=np.float32)
-        where = np.empty((len(queries), 0), dtype=np.int64)
-        for start in range(0, len(self.passage_emb), PASSAGE_BLOCK):
-            block = self._prepared(self.passage_emb[start : start + PASSAGE_BLOCK], "passage_emb", start)
-            scores = queries @ block.T  # [Q, block]
-            found = _top(scores, kept)
-            best = np.hstack([best, np.take_along_axis(scores, found, axis=1)])
-            where = np.hstack([where, found + start])
-            merged = _top(best, kept)
-            best, where = np.take_along_axis(best, merged, 1), np.take_along_axis(where, merged, 1)
-        order = np.argsort(-best, axis=1, kind="stable")
-        return np.take_along_axis(best, order, 1), np.take_along_axis(where, order, 1)
+    if "code_bytes" in chosen and dimension % chosen["code_bytes"]:
+        raise ValueError(f"{kind}: code_bytes must divide {dimension}, got {chosen['code_bytes']}")
+    return chosen
 
 
-def _top(scores: np.ndarray, kept: int) -> np.ndarray:
-    """Columns of the `kept` largest of each row, in no order."""
-    if scores.shape[1] <= kept:
-        return np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    return np.argpartition(scores, scores.shape[1] - kept, axis=1)[:, -kept:]
+def _check_setting(kind: str, name: str, value: int) -> None:
+    """Refuse a setting that is no count."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{kind}: {name} must be a whole number of at least 1, got {value!r}")
+
+
+def _blocks(vectors: np.ndarray, scale: np.ndarray | None) -> Iterator[np.ndarray]:
+    """Blocks of float32 vectors, scaled."""
+    for start in range(0, len(vectors), BATCH):
+        block = np.asarray(vectors[start : start + BATCH], dtype=np.float32)
+        yield np.ascontiguousarray(block if scale is None else block * scale[start : start + BATCH, None])
