@@ -1,12 +1,18 @@
 """The best of all passages for each query, by blocked matrix products.
 
-A block's scores are compared with each query's worst kept score, and only those above it are looked
-at again; so nearly all the time goes into the products. Blocks are shared out among threads, each
-with single-threaded products of its own, which keeps every core busy in products and selection alike.
+Nearly all the time should go into the products, so most scores are looked at only once, in a
+comparison: a sample of the passages tells each query a score that somewhat more than `depth` passages
+beat, and only those are kept and ordered. Where fewer than `depth` turn out to beat it, or far too
+many, that query's scores are all kept and ordered, so the result is exact whatever the sample was.
+
+Blocks are shared out among threads, each with single-threaded products of its own.
 """
 
+import math
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -14,6 +20,9 @@ import numpy as np
 QUERY_BLOCK = 256  # queries scored at once
 BLOCK_SCORES = 2**20  # scores a thread computes at once, 4 MiB
 MIN_BLOCK, MAX_BLOCK = 2_048, 32_768  # passages in a block
+FEW_QUERIES = 4  # up to so many, ordering all scores is quicker than a sample
+SAMPLE = 8_192  # passages in it
+MANY = 16  # times the depth: more candidates than these are too many
 
 
 def exact_topk(
@@ -21,9 +30,9 @@ def exact_topk(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the passages with the largest dot products, the whole matrix of scores never in memory.
 
-    Beyond the vectors a thread needs one block of scores and its mask (5 MiB), the block as float32
-    where it is not, and (depth + block) candidates of 12 bytes for each of at most 256 queries:
-    less than 64 MiB at depth 1000 and 384 dimensions.
+    Beyond the vectors: for each thread a block of scores and of vectors as float32 (up to 54 MiB at
+    384 dimensions), and for each of at most 256 queries `MANY` × depth candidates of 12 bytes (47 MiB
+    at depth 1000), or, for a few queries at a time, N scores.
 
     Args:
         query_emb: float32 [Q, D].
@@ -37,80 +46,104 @@ def exact_topk(
     """
     scores = np.empty((len(query_emb), depth), dtype=np.float32)
     positions = np.empty((len(query_emb), depth), dtype=np.int64)
-    num_threads = os.cpu_count() or 1
-    with _one_thread_a_product(), ThreadPoolExecutor(num_threads) as pool:
+    with _threads() as pool:
         for start in range(0, len(query_emb), QUERY_BLOCK):
-            rows = slice(start, start + QUERY_BLOCK)
-            queries = np.ascontiguousarray(query_emb[rows])
-            block = min(max(BLOCK_SCORES // len(queries), MIN_BLOCK), MAX_BLOCK)
-            starts = range(0, len(passage_emb), block)
-            shares = [starts[i::num_threads] for i in range(num_threads) if i < len(starts)]
-            parts = list(pool.map(lambda s: _scan(queries, passage_emb, s, block, depth, scale), shares))  # noqa: B023
-            scores[rows], positions[rows] = _merge(parts, depth)
+            queries = np.ascontiguousarray(query_emb[start : start + QUERY_BLOCK])
+            left = np.arange(len(queries))
+            if len(queries) > FEW_QUERIES and len(passage_emb) >= max(4 * SAMPLE, MANY * depth):
+                done, *found = _above_a_bar(pool, queries, passage_emb, depth, scale)
+                scores[start + done], positions[start + done] = found
+                left = np.setdiff1d(left, done)
+            for few in range(0, len(left), FEW_QUERIES):
+                rows = left[few : few + FEW_QUERIES]
+                found = _of_all(pool, queries[rows], passage_emb, depth, scale)
+                scores[start + rows], positions[start + rows] = found
     return scores, positions
 
 
-def _scan(queries, passage_emb, starts: range, block: int, depth: int, scale):
-    """Candidates of some blocks: scores and positions [Q, C], C ≤ depth + block, padded with -inf."""
-    best = _Candidates(len(queries), depth, block)
-    out = np.empty((len(queries), block), dtype=np.float32)
+def _of_all(pool, queries, passage_emb, depth: int, scale):
+    """Best `depth` of a few queries, from all N of their scores."""
+    scores = np.empty((len(queries), len(passage_emb)), dtype=np.float32)
+
+    def fill(starts: range) -> None:
+        for start, block in _score_blocks(queries, passage_emb, starts, scale):
+            scores[:, start : start + block.shape[1]] = block
+
+    list(pool.map(fill, _shares(len(queries), len(passage_emb))))
+    return _best(scores, np.broadcast_to(np.arange(len(passage_emb)), scores.shape), depth)
+
+
+def _above_a_bar(pool, queries, passage_emb, depth: int, scale):
+    """Best `depth` of the queries for which a bar was well set: their rows, scores and positions."""
+    bar = _bar(queries, passage_emb, depth, scale)
+    most = MANY * depth * len(queries)
+
+    def keep(starts: range):
+        kept, num_kept = [], 0
+        for start, block in _score_blocks(queries, passage_emb, starts, scale):
+            flat = np.flatnonzero(block > bar)
+            rows, columns = np.divmod(flat, block.shape[1])
+            kept.append((rows, columns + start, block[rows, columns]))
+            num_kept += len(flat)
+            if num_kept > most:
+                break  # the sample misled: `counts` below is then too large for all
+        return [np.concatenate(column) for column in zip(*kept, strict=True)]
+
+    parts = list(pool.map(keep, _shares(len(queries), len(passage_emb))))
+    rows, positions, values = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if len(rows) > most:
+        return np.empty(0, dtype=np.int64), np.empty((0, depth)), np.empty((0, depth))
+    counts = np.bincount(rows, minlength=len(queries))
+    order = np.argsort(rows, kind="stable")
+    rows, positions, values = rows[order], positions[order], values[order]
+    places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table = np.full((len(queries), max(counts.max(), depth)), -np.inf, dtype=np.float32)
+    where = np.zeros(table.shape, dtype=np.int64)
+    table[rows, places], where[rows, places] = values, positions
+    done = np.flatnonzero(counts >= depth)
+    halves = np.array_split(done, 2)
+    best = pool.map(lambda half: _best(table[half], where[half], depth), halves)
+    return done, *(np.concatenate(column) for column in zip(*best, strict=True))
+
+
+def _bar(queries, passage_emb, depth: int, scale) -> np.ndarray:
+    """A score [Q, 1] for each query that, going by a sample, somewhat more than `depth` passages beat."""
+    step = len(passage_emb) // SAMPLE
+    sample = np.asarray(passage_emb[::step], dtype=np.float32)
+    scores = queries @ sample.T
+    if scale is not None:
+        scores *= scale[::step]
+    expected = depth * len(sample) / len(passage_emb)  # of the best `depth`, so many are in the sample
+    rank = math.ceil(expected + 4 * math.sqrt(expected) + 4)  # four deviations of that number more
+    kth = scores.shape[1] - rank
+    return np.partition(scores, kth, axis=1)[:, kth : kth + 1]
+
+
+def _score_blocks(queries, passage_emb, share, scale) -> Iterator[tuple[int, np.ndarray]]:
+    """The first passage and the scores [Q, block] of some blocks, in one array used again and again."""
+    starts, size = share
+    out = np.empty(len(queries) * size, dtype=np.float32)
     for start in starts:
-        passages = np.asarray(passage_emb[start : start + block], dtype=np.float32)
-        scores = np.matmul(queries, passages.T, out=out[:, : len(passages)])  # [Q, block]
+        passages = np.asarray(passage_emb[start : start + size], dtype=np.float32)
+        scores = out[: len(queries) * len(passages)].reshape(len(queries), len(passages))
+        if len(queries) == 1:
+            np.matmul(passages, queries[0], out=scores[0])
+        else:
+            np.matmul(queries, passages.T, out=scores)
         if scale is not None:
-            scores *= scale[start : start + block]
-        best.add(scores, start)
-    return best.scores[:, : best.width], best.positions[:, : best.width]
+            scores *= scale[start : start + size]
+        yield start, scores
 
 
-class _Candidates:
-    """The scores of each query that may still be among its best, with room for one more block."""
-
-    def __init__(self, num_queries: int, depth: int, block: int):
-        self.depth = depth
-        self.scores = np.full((num_queries, depth + block), -np.inf, dtype=np.float32)
-        self.positions = np.zeros((num_queries, depth + block), dtype=np.int64)
-        self.used = np.zeros(num_queries, dtype=np.int64)
-        self.worst = np.full((num_queries, 1), -np.inf, dtype=np.float32)
-
-    @property
-    def width(self) -> int:
-        """Columns in use."""
-        return int(self.used.max())
-
-    def add(self, scores: np.ndarray, start: int) -> None:
-        """Take in the scores [Q, block] of the passages from `start` on."""
-        flat = np.flatnonzero(scores > self.worst)
-        rows, columns = np.divmod(flat, scores.shape[1])
-        counts = np.bincount(rows, minlength=len(scores))
-        if (self.used + counts).max() > self.scores.shape[1]:
-            self._keep_best()
-        firsts = np.cumsum(counts) - counts
-        places = np.arange(len(flat)) - np.repeat(firsts - self.used, counts)
-        self.scores[rows, places] = scores[rows, columns]
-        self.positions[rows, places] = columns + start
-        self.used += counts
-        if self.width >= 2 * self.depth:
-            self._keep_best()
-
-    def _keep_best(self) -> None:
-        """Drop all but the best `depth` of each query and raise the bar to the worst of these."""
-        if self.width <= self.depth:
-            return
-        width = self.width
-        order = np.argpartition(self.scores[:, :width], width - self.depth, axis=1)[:, -self.depth :]
-        self.scores[:, : self.depth] = np.take_along_axis(self.scores[:, :width], order, 1)
-        self.positions[:, : self.depth] = np.take_along_axis(self.positions[:, :width], order, 1)
-        self.scores[:, self.depth : width] = -np.inf
-        self.used = np.minimum(self.used, self.depth)
-        full = self.used == self.depth
-        self.worst[full, 0] = self.scores[full, : self.depth].min(axis=1)
+def _shares(num_queries: int, num_passages: int) -> list[tuple[range, int]]:
+    """For each thread the starts of its blocks, and their size."""
+    size = min(max(BLOCK_SCORES // num_queries, MIN_BLOCK), MAX_BLOCK)
+    starts = range(0, num_passages, size)
+    return [(starts[i :: _num_threads()], size) for i in range(min(_num_threads(), len(starts)))]
 
 
-def _merge(parts, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best of all threads' candidates, in order."""
-    scores = np.hstack([scores for scores, _ in parts])
-    positions = np.hstack([positions for _, positions in parts])
+def _best(scores: np.ndarray, positions: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `depth` largest of each row, in order; of equal scores the smaller position first."""
     if scores.shape[1] > depth:
         kept = np.argpartition(scores, scores.shape[1] - depth, axis=1)[:, -depth:]
         scores, positions = np.take_along_axis(scores, kept, 1), np.take_along_axis(positions, kept, 1)
@@ -118,14 +151,20 @@ def _merge(parts, depth: int) -> tuple[np.ndarray, np.ndarray]:
     return np.take_along_axis(scores, order, 1), np.take_along_axis(positions, order, 1)
 
 
+def _num_threads() -> int:
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads to share the blocks; products are held to one thread each while they run side by side."""
+    with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(_num_threads()) as pool:
+        yield pool
+
+
 @cache
-def _thread_pools():
+def _libraries():
     """The libraries that NumPy's products run in."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
-
-
-def _one_thread_a_product():
-    """Hold products to one thread each while ours run side by side."""
-    return _thread_pools().limit(limits=1, user_api="blas")

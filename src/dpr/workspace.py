@@ -66,13 +66,18 @@ class Workspace:
         """Where the Lucene index of these passages lies."""
         return self.root / "build" / "indexes" / f"{collection.name}-{collection.fingerprint}"
 
+    def vectors_file(self, encoder: BiEncoder, collection: Collection) -> Path:
+        """Where the passages' vectors are kept."""
+        name = f"{collection.fingerprint}-{encoder.fingerprint}.npy"
+        return self.root / "build" / "vectors" / name
+
     def passage_vectors(self, encoder: BiEncoder, collection: Collection) -> np.ndarray:
         """The passages' vectors, encoded once and kept by model, settings and collection.
 
         Returns:
             float32 [N, D], memory-mapped, in the order of `collection.passages`.
         """
-        path = self.root / "build" / "vectors" / f"{collection.fingerprint}-{encoder.fingerprint}.npy"
+        path = self.vectors_file(encoder, collection)
         if not path.is_file():
             contents = [passage.contents for passage in collection.passages]
             vectors = encoder.encode_passages(contents, self.profile.encode_batch_size)
