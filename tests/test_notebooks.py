@@ -119,7 +119,7 @@ def test_all_notebooks_install_from_the_same_address():
 def test_parameters_are_set_in_place_and_keep_their_comments():
     notebook = small_notebook()
     set_parameters(notebook, {"PROFILE": "sample", "COUNT": (1, 2)})
-    assert notebook.cells[1].source == "PROFILE = 'sample'  # a comment\nCOUNT = (1, 2)  # how many"
+    assert notebook.cells[1].source == 'PROFILE = "sample"  # a comment\nCOUNT = (1, 2)  # how many'
     assert len(notebook.cells) == 2
 
 

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import base64
+import json
 import logging
 import os
 import re
@@ -53,7 +54,8 @@ def set_parameters(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> N
         )
     for name, value in values.items():
         row, match = known[name]
-        lines[row] = f"{name}{match.group(2)}{value!r}{match.group(4) or ''}"
+        literal = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+        lines[row] = f"{name}{match.group(2)}{literal}{match.group(4) or ''}"
     cells[0].source = "\n".join(lines)
 
 
