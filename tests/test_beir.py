@@ -86,7 +86,7 @@ def test_a_split_that_is_not_there_is_refused(tiny_beir_folder):
 def test_a_judged_query_without_text_is_refused(tiny_beir_folder):
     with (tiny_beir_folder / "qrels" / "test.tsv").open("a") as file:
         file.write("q9\td1\t1\n")
-    with pytest.raises(ValueError, match="tiny: 1 judged queries of split test have no text, first 'q9'"):
+    with pytest.raises(ValueError, match="tiny: 1 judged test queries have no text, first 'q9'"):
         read_beir(tiny_beir_folder)
 
 

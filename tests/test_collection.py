@@ -180,7 +180,7 @@ def test_a_doc_id_given_twice_is_refused():
 
 
 def test_a_judged_query_without_text_is_refused():
-    with pytest.raises(ValueError, match="made: 2 judged queries of split test have no text, first 'q2'"):
+    with pytest.raises(ValueError, match="made: 2 judged test queries have no text, first 'q2'"):
         collection_of([Passage("d", "", "a")], {"q1": "a"}, {"q1": {"d": 1}, "q2": {"d": 1}, "q3": {"d": 1}})
 
 

@@ -17,7 +17,7 @@ LAYERS = (  # from the top; a module imports from its own layer and those below
     {"bm25", "index", "engines", "exact"},
     {"encoder", "checkpoint", "pooling"},
     {"evaluation", "audit", "loading", "profiles", "published", "java"},
-    {"docstrings", "download", "beir", "collection", "trec", "files"},
+    {"docstrings", "download", "beir", "collection", "topics", "trec", "files"},
 )
 UPWARD = {("collection", "audit")}  # `Collection.audit` imports its report when it is called
 HEAVY = (

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpr.trec import Run, ordered_hits, read_qrels, read_run, read_topics, single, write_run
+from dpr.topics import read_topics
+from dpr.trec import Run, ordered_hits, read_qrels, read_run, single, write_run
 
 LARGEST = 3.4028234663852886e38  # of single precision
 

@@ -20,7 +20,7 @@ _HOMES = {
     "load_collection": "loading",
     "read_qrels": "trec",
     "read_run": "trec",
-    "read_topics": "trec",
+    "read_topics": "topics",
     "write_run": "trec",
 }
 __all__ = list(_HOMES)

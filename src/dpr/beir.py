@@ -4,7 +4,8 @@ from pathlib import Path
 
 from dpr.collection import DEV_SHARE, Collection, Passage, hold_out_dev
 from dpr.files import read_jsonl
-from dpr.trec import read_qrels, read_topics
+from dpr.topics import read_topics
+from dpr.trec import read_qrels
 
 
 def read_beir(folder: Path | str, split: str = "test", name: str | None = None) -> Collection:

@@ -32,6 +32,42 @@ def num_lists(num_passages: int) -> int:
     return max(1, min(int(4 * num_passages**0.5), num_passages // VECTORS_A_CENTROID))
 
 
+def chosen_settings(kind: str, settings: dict[str, int], count: int, dimension: int) -> dict[str, int]:
+    """The kind's settings with the caller's in place of defaults, checked against N and D.
+
+    Raises:
+        ValueError: A setting the kind does not have or that is no count, fewer vectors than it has to
+            learn centroids, or codes that do not divide the dimension.
+    """
+    unknown = set(settings) - set(SETTINGS[kind])
+    if unknown:
+        raise ValueError(f"{kind} has no setting {sorted(unknown)}, only {list(SETTINGS[kind])}")
+    chosen = {**SETTINGS[kind], **settings}
+    if chosen.get("num_lists") == 0:
+        chosen["num_lists"] = num_lists(count)
+    for name, value in chosen.items():
+        check_setting(kind, name, value)
+    needed = max(chosen.get("num_lists", 0), PQ_CENTROIDS if kind == "faiss-ivfpq" else 0)
+    if count < needed:
+        raise ValueError(
+            f"{kind} learns {needed} centroids and needs as many vectors, better {VECTORS_A_CENTROID} "
+            f"times, got {count}; use exact"
+        )
+    if "code_bytes" in chosen and dimension % chosen["code_bytes"]:
+        raise ValueError(f"{kind}: code_bytes must divide {dimension}, got {chosen['code_bytes']}")
+    return chosen
+
+
+def check_setting(kind: str, name: str, value: int) -> None:
+    """Refuse a setting that is no count.
+
+    Raises:
+        ValueError: No whole number of at least 1.
+    """
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{kind}: {name} must be a whole number of at least 1, got {value!r}")
+
+
 class ExactEngine:
     """Our own exhaustive search; holds the vectors, in memory or mapped, and their scale."""
 

@@ -9,14 +9,13 @@ import numpy as np
 from dpr.checkpoint import SIMILARITIES
 from dpr.engines import (
     BATCH,
-    PQ_CENTROIDS,
     SEARCH_SETTINGS,
     SETTINGS,
-    VECTORS_A_CENTROID,
     ExactEngine,
     FaissEngine,
     HnswlibEngine,
-    num_lists,
+    check_setting,
+    chosen_settings,
 )
 from dpr.files import atomic_folder, read_lines, write_text
 from dpr.trec import Run, ordered_hits
@@ -101,7 +100,7 @@ class Index:
             if name not in SEARCH_SETTINGS or name not in self.settings:
                 allowed = [n for n in self.settings if n in SEARCH_SETTINGS]
                 raise ValueError(f"{self.kind}: {name} cannot be changed after building, only {allowed}")
-            _check_setting(self.kind, name, value)
+            check_setting(self.kind, name, value)
             self._engine.set(name, value)
             self.settings[name] = value
         return self
@@ -182,7 +181,7 @@ def build_index(
     if len(doc_ids) != count or len(set(doc_ids)) != count:
         raise ValueError(f"{count} vectors need as many distinct doc_ids, got {len(set(doc_ids))}")
     lengths = checked_lengths(passage_emb, "passage_emb", similarity, dimension)
-    chosen = _chosen_settings(kind, settings, count, dimension)
+    chosen = chosen_settings(kind, settings, count, dimension)
     scaled = similarity == "cosine" and np.abs(lengths - 1).max() > UNIT
     scale = (1 / lengths).astype(np.float32) if scaled else None
     if kind == "exact":
@@ -219,33 +218,6 @@ def checked_lengths(vectors: np.ndarray, name: str, similarity: str, dimension: 
     if similarity == "cosine" and not lengths.all():
         raise ValueError(f"{name}: row {int(np.argmin(lengths))} is a zero vector: it has no cosine")
     return lengths
-
-
-def _chosen_settings(kind: str, settings: dict[str, int], count: int, dimension: int) -> dict[str, int]:
-    """The kind's settings with the caller's in place of defaults, checked against the data."""
-    unknown = set(settings) - set(SETTINGS[kind])
-    if unknown:
-        raise ValueError(f"{kind} has no setting {sorted(unknown)}, only {list(SETTINGS[kind])}")
-    chosen = {**SETTINGS[kind], **settings}
-    if chosen.get("num_lists") == 0:
-        chosen["num_lists"] = num_lists(count)
-    for name, value in chosen.items():
-        _check_setting(kind, name, value)
-    needed = max(chosen.get("num_lists", 0), PQ_CENTROIDS if kind == "faiss-ivfpq" else 0)
-    if count < needed:
-        raise ValueError(
-            f"{kind} learns {needed} centroids and needs as many vectors, better {VECTORS_A_CENTROID} "
-            f"times, got {count}; use exact"
-        )
-    if "code_bytes" in chosen and dimension % chosen["code_bytes"]:
-        raise ValueError(f"{kind}: code_bytes must divide {dimension}, got {chosen['code_bytes']}")
-    return chosen
-
-
-def _check_setting(kind: str, name: str, value: int) -> None:
-    """Refuse a setting that is no count."""
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{kind}: {name} must be a whole number of at least 1, got {value!r}")
 
 
 def _blocks(vectors: np.ndarray, scale: np.ndarray | None) -> Iterator[np.ndarray]:

@@ -1,4 +1,4 @@
-"""TREC runs, judgements and topics: one reader and one writer, ordered as trec_eval orders.
+"""TREC runs and judgements: one reader and one writer, ordered as trec_eval orders.
 
 A run file has six columns, `query_id Q0 doc_id rank score tag`. Whatever wrote it, hits count in
 the order of score and then doc_id, both descending, with scores compared in single precision:
@@ -8,14 +8,13 @@ Source: https://github.com/usnistgov/trec_eval (form_res_rels.c, get_trec_result
 """
 
 import math
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from dpr.files import read_jsonl, read_lines, write_text
+from dpr.files import read_lines, write_text
 
 Qrels = dict[str, dict[str, int]]
 BEIR_HEADER = ["query-id", "corpus-id", "score"]
@@ -67,13 +66,13 @@ def write_run(path: Path | str, run: Mapping[str, Mapping[str, float]], tag: str
             return hits unordered sort them with `ordered_hits` first.
     """
     tag = tag or getattr(run, "tag", "dpr")
-    _check_id(tag, f"{path}: tag")
+    check_id(tag, f"{path}: tag")
     lines = []
     for query_id, scores in run.items():
-        _check_id(query_id, f"{path}: query_id")
+        check_id(query_id, f"{path}: query_id")
         previous = math.inf
         for doc_id, score in scores.items():
-            _check_id(doc_id, f"{path}: query {query_id}: doc_id")
+            check_id(doc_id, f"{path}: query {query_id}: doc_id")
             if not np.isfinite(single(score)):
                 raise ValueError(f"{path}: query {query_id}, document {doc_id}: score {score} is not finite")
             if single(score) > single(previous):
@@ -164,8 +163,8 @@ def read_qrels(path: Path | str) -> Qrels:
                 + ("" if beir else f" (a BEIR file begins with the header {' '.join(BEIR_HEADER)})")
             )
         query_id, doc_id, grade = columns[0], columns[-2], columns[-1]
-        _check_id(query_id, f"{path}:{number}: query_id")
-        _check_id(doc_id, f"{path}:{number}: doc_id")
+        check_id(query_id, f"{path}:{number}: query_id")
+        check_id(doc_id, f"{path}:{number}: doc_id")
         relevance = _number(grade, f"{path}:{number}: relevance")
         if relevance != int(relevance):
             raise ValueError(f"{path}:{number}: relevance must be a whole number, got {grade}")
@@ -176,61 +175,6 @@ def read_qrels(path: Path | str) -> Qrels:
     if not qrels:
         raise ValueError(f"{path}: a header and no judgement")
     return qrels
-
-
-def read_topics(path: Path | str, field: str = "question") -> dict[str, str]:
-    """Read queries from TREC-COVID's XML, from `query_id⇥text` lines, or from BEIR's jsonl.
-
-    Args:
-        path: The file; its ending (.xml, .jsonl, or else tab-separated) tells the form.
-        field: For XML, which child of a topic is the query: `query`, `question` or `narrative`.
-
-    Returns:
-        query_id → text, in the file's order.
-
-    Raises:
-        ValueError: Malformed XML, JSON or columns, a missing field, an id given twice.
-        FileNotFoundError: No such file.
-    """
-    path = Path(path)
-    ending = Path(path.name.removesuffix(".gz")).suffix
-    topics: dict[str, str] = {}
-    for where, query_id, text in _topic_records(path, ending, field):
-        if not isinstance(query_id, str) or not query_id:
-            raise ValueError(f"{where}: the query id is missing or no string")
-        _check_id(query_id, f"{where}: query id")
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{where}: query {query_id} has no text")
-        if query_id in topics:
-            raise ValueError(f"{where}: query {query_id} comes twice")
-        topics[query_id] = text.strip()
-    if not topics:
-        raise ValueError(f"{path}: no query in it")
-    return topics
-
-
-def _topic_records(path: Path, ending: str, field: str):
-    """Yield (place, query_id, text) from each topic of a file of any of the three forms."""
-    if ending == ".xml":
-        text = "\n".join(line for _, line in read_lines(path))
-        try:
-            root = ElementTree.fromstring(text)
-        except ElementTree.ParseError as error:
-            raise ValueError(f"{path}: not XML ({error})") from None
-        for topic in root.iter("topic"):
-            number = topic.get("number")
-            if topic.find(field) is None:
-                raise ValueError(f"{path}: topic {number} has no <{field}>; query, question or narrative?")
-            yield f"{path}: topic {number}", number, "".join(topic.find(field).itertext())
-    elif ending == ".jsonl":
-        for number, record in read_jsonl(path):
-            yield f"{path}:{number}", record.get("_id"), record.get("text")
-    else:
-        for number, line in read_lines(path):
-            columns = line.split("\t")
-            if len(columns) != 2:
-                raise ValueError(f"{path}:{number}: expected query_id⇥text, got {len(columns)} columns")
-            yield f"{path}:{number}", *columns
 
 
 def single(score: float) -> np.float32:
@@ -250,7 +194,11 @@ def _number(text: str, where: str) -> float:
     return value
 
 
-def _check_id(value: str, where: str) -> None:
-    """Refuse what cannot stand in a column of a run file."""
+def check_id(value: str, where: str) -> None:
+    """Refuse what cannot stand in a column of a run file.
+
+    Raises:
+        ValueError: No string, empty, or with white space; begins with `where`.
+    """
     if not isinstance(value, str) or not value or value.split() != [value]:
         raise ValueError(f"{where} {value!r} must be a string without white space")
