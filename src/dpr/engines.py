@@ -181,7 +181,12 @@ class HnswlibEngine:
     def search(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores [Q, K] and positions [Q, K]; looks as far as the depth at least."""
         self._index.set_ef(max(self._ef, depth))
-        positions, distances = self._index.knn_query(queries, k=depth)
+        try:
+            positions, distances = self._index.knn_query(queries, k=depth)
+        except RuntimeError as error:
+            raise ValueError(
+                f"hnswlib reached fewer than {depth} passages; build with a larger m ({error})"
+            ) from None
         return 1 - distances, positions.astype(np.int64)
 
     def set(self, name: str, value: int) -> None:

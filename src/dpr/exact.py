@@ -86,7 +86,7 @@ def _above_a_bar(pool, queries, passage_emb, depth: int, scale):
             kept.append((rows, columns + start, block[rows, columns]))
             num_kept += len(flat)
             if num_kept > most:
-                break  # the sample misled: `counts` below is then too large for all
+                break  # the sample misled: there are too many below as well
         return [np.concatenate(column) for column in zip(*kept, strict=True)]
 
     parts = list(pool.map(keep, _shares(len(queries), len(passage_emb))))
@@ -94,15 +94,17 @@ def _above_a_bar(pool, queries, passage_emb, depth: int, scale):
     if len(rows) > most:
         return np.empty(0, dtype=np.int64), np.empty((0, depth)), np.empty((0, depth))
     counts = np.bincount(rows, minlength=len(queries))
-    order = np.argsort(rows, kind="stable")
+    counts[(counts < depth) | (counts > MANY * depth)] = 0
+    good = np.flatnonzero(counts[rows])
+    order = good[np.argsort(rows[good], kind="stable")]
     rows, positions, values = rows[order], positions[order], values[order]
     places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     table = np.full((len(queries), max(counts.max(), depth)), -np.inf, dtype=np.float32)
     where = np.zeros(table.shape, dtype=np.int64)
     table[rows, places], where[rows, places] = values, positions
-    done = np.flatnonzero(counts >= depth)
-    halves = np.array_split(done, 2)
-    best = pool.map(lambda half: _best(table[half], where[half], depth), halves)
+    done = np.flatnonzero(counts)
+    shares = np.array_split(done, _num_threads())
+    best = pool.map(lambda share: _best(table[share], where[share], depth), shares)
     return done, *(np.concatenate(column) for column in zip(*best, strict=True))
 
 
