@@ -149,3 +149,17 @@ def test_a_java_started_without_pyserinis_classes_is_refused(monkeypatch, classp
 def test_an_interrupt_still_reaches_python_and_not_java():
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, "Python was asked")
+
+
+def test_a_deep_recursion_raises_beside_java():
+    program = """
+from dpr.java import start_jvm
+start_jvm()
+import json
+try:
+    json.loads("[" * 100_000)
+except RecursionError:
+    print("raised")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "raised\n")

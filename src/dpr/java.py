@@ -33,8 +33,9 @@ def start_jvm(memory: str = "4g") -> None:
         return
     os.environ["JAVA_HOME"] = str(find_java())
     jnius_config.set_classpath(str(jars[-1]))
-    # -Xrs leaves Ctrl-C and a kernel's interrupt to Python: Java would shut down on them
-    jnius_config.add_options(f"-Xmx{memory}", "-Xrs")
+    # -Xrs leaves Ctrl-C and a kernel's interrupt to Python: Java would shut down on them. -Xss8m keeps
+    # Java's guard pages from Python's own stack: a deep recursion would crash instead of raising
+    jnius_config.add_options(f"-Xmx{memory}", "-Xrs", "-Xss8m")
     import jnius  # its import starts the machine
 
     log4j = jnius.autoclass("org.apache.logging.log4j.core.config.Configurator")
