@@ -1,6 +1,7 @@
 """Loading: a collection is found by path, in the data folders, or fetched, in that order."""
 
 import inspect
+import shutil
 import sys
 from pathlib import Path
 from re import escape
@@ -199,3 +200,13 @@ def test_scifact_is_found_by_name_in_the_set_folder(project, data_dir, fetched, 
     monkeypatch.setenv("DPR_DATA_DIR", str(data_dir))
     assert len(load_collection("scifact").passages) == 5183
     assert fetched == []
+
+
+def test_a_folders_path_may_be_given_from_the_repository(tiny_beir_folder, tmp_path, monkeypatch):
+    root = tmp_path / "repository"
+    for name in ("notebooks", "data"):
+        (root / name).mkdir(parents=True)
+    (root / "pyproject.toml").touch()
+    shutil.copytree(tiny_beir_folder, root / "data" / "mine")
+    monkeypatch.chdir(root / "notebooks")
+    assert load_collection("data/mine").name == "mine"

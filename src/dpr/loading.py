@@ -23,7 +23,8 @@ def load_collection(name_or_folder: str | Path, split: str = "test") -> Collecti
 
     Args:
         name_or_folder: `docstrings` (embedded, nothing to download), a BEIR set (`scifact`,
-            `nfcorpus`, `trec-covid`, …), or the path of a folder.
+            `nfcorpus`, `trec-covid`, …), or the path of a folder, from the current one or the
+            repository's.
         split: `train`, `dev` or `test`. Where a set has no dev judgements, dev is a fixed fifth of
             the train queries. For `docstrings`, train and dev have passages of their own.
 
@@ -37,9 +38,11 @@ def load_collection(name_or_folder: str | Path, split: str = "test") -> Collecti
 
         return load_docstrings(split)
     if isinstance(name_or_folder, Path) or os.sep in name or name.startswith("."):
-        if not Path(name).is_dir():
+        places = [Path(name), project_root() / name]
+        folder = next((place for place in places if place.is_dir()), None)
+        if folder is None:
             raise FileNotFoundError(f"{name}: no such folder; a path must be a folder in BEIR layout")
-        return read_beir(name, split)
+        return read_beir(folder, split)
     folder = find_data(name)
     if folder is None:
         from dpr.download import download_beir
