@@ -14,7 +14,7 @@ from dpr import report
 from dpr.evaluation import evaluate
 from dpr.published import PUBLISHED
 from dpr.report import expected_table, fill, readme_sections, results_table, smallest_provable
-from dpr.results import hardware, load_results, save_result
+from dpr.results import hardware, load_result, load_results, save_result
 from dpr.significance import smallest_difference
 from dpr.trec import Run, read_qrels, read_run
 
@@ -226,3 +226,21 @@ def test_a_committed_run_has_the_metrics_of_its_table_against_the_real_judgement
     for metric, values in evaluate(qrels, run, ["nDCG@10", "RR@10", "R@100"]).per_query.items():
         shown = {query_id: float(row[metric]) for query_id, row in table.items()}
         assert shown == pytest.approx(values, abs=1e-5), metric
+
+
+def test_the_readmes_code_runs_and_its_number_is_the_runs(tmp_path, monkeypatch, capsys):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    [said] = re.findall(r"# (0\.\d{4})\n", code)
+    assert (
+        f"{load_result(ROOT / 'runs' / 'scifact', 'all-MiniLM-L6-v2').evaluation.means['nDCG@10']:.4f}"
+        == said
+    )
+    monkeypatch.chdir(tmp_path)
+    small = code.replace('load_collection("scifact")', 'load_collection("docstrings").sample(60, 10)')
+    assert small != code
+    exec(compile(small, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert 0.5 < float(printed.split()[0]) <= 1
+    assert "Comparison(system='dense', metric='nDCG@10'" in printed
+    assert len(read_run(tmp_path / "dense.trec.gz")) == 10
