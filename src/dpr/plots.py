@@ -114,8 +114,8 @@ def plot_systems(
     """
     figure = axes.figure if axes else None
     if axes is None:
-        figure, axes = _axes(title, metric, "")
-    axes.set_title(title, fontsize=11)
+        figure, axes = _axes("", metric, "")
+    axes.set_title(title, fontsize=11, loc="left")
     axes.set_xlabel(metric)
     axes.spines[["top", "right"]].set_visible(False)
     systems = list(values)[::-1]
@@ -128,6 +128,6 @@ def plot_systems(
             axes.plot([published[system]] * 2, [row - 0.4, row + 0.4], color=RED, linewidth=2)
     if any(system in published for system in systems):
         axes.plot([], [], color=RED, linewidth=2, label="published")
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
     axes.set_xlim(left=0)
     return figure
