@@ -24,9 +24,13 @@ def small_sample(monkeypatch):
 
 
 def counting(monkeypatch, name):
-    """Count the calls of one of the module's functions."""
+    """Note the queries of each call of one of the module's functions."""
     calls, original = [], getattr(exact, name)
-    monkeypatch.setattr(exact, name, lambda *args: calls.append(len(args[1])) or original(*args))
+    monkeypatch.setattr(
+        exact,
+        name,
+        lambda queries, *args, **kwargs: calls.append(len(queries)) or original(queries, *args, **kwargs),
+    )
     return calls
 
 

@@ -5,7 +5,8 @@ comparison: a sample of the passages tells each query a score that somewhat more
 beat, and only those are kept and ordered. Where fewer than `depth` turn out to beat it, or far too
 many, that query's scores are all kept and ordered, so the result is exact whatever the sample was.
 
-Blocks are shared out among threads, each with single-threaded products of its own.
+Queries are shared out among threads, each with single-threaded products of its own, so that products,
+comparing and ordering all keep every core busy.
 """
 
 import math
@@ -13,15 +14,15 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
-QUERY_BLOCK = 256  # queries scored at once
-BLOCK_SCORES = 2**20  # scores a thread computes at once, 4 MiB
-MIN_BLOCK, MAX_BLOCK = 2_048, 32_768  # passages in a block
+QUERY_BLOCK = 512  # queries scored at once by a thread
+BLOCK_SCORES = 2**20  # scores computed at once by a thread, 4 MiB
+MIN_BLOCK, MAX_BLOCK = 2_048, 16_384  # passages in a block
 FEW_QUERIES = 4  # up to so many, ordering all scores is quicker than a sample
-SAMPLE = 8_192  # passages in it
+SAMPLE = 4_096  # passages in it, or somewhat more
 MANY = 16  # times the depth: more candidates than these are too many
 
 
@@ -30,9 +31,9 @@ def exact_topk(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the passages with the largest dot products, the whole matrix of scores never in memory.
 
-    Beyond the vectors: for each thread a block of scores and of vectors as float32 (up to 54 MiB at
-    384 dimensions), and for each of at most 256 queries `MANY` × depth candidates of 12 bytes (47 MiB
-    at depth 1000), or, for a few queries at a time, N scores.
+    Beyond the vectors, each thread takes a block of scores and of vectors as float32 (up to 29 MiB at
+    384 dimensions) and for each of at most `QUERY_BLOCK` queries up to `MANY` × depth candidates of
+    20 bytes, mostly twice the depth (20 MiB at depth 1000); a few queries at a time take N scores each.
 
     Args:
         query_emb: float32 [Q, D].
@@ -46,53 +47,45 @@ def exact_topk(
     """
     scores = np.empty((len(query_emb), depth), dtype=np.float32)
     positions = np.empty((len(query_emb), depth), dtype=np.int64)
-    with _threads() as pool:
-        for start in range(0, len(query_emb), QUERY_BLOCK):
-            queries = np.ascontiguousarray(query_emb[start : start + QUERY_BLOCK])
-            left = np.arange(len(queries))
-            if len(queries) > FEW_QUERIES and len(passage_emb) >= max(4 * SAMPLE, MANY * depth):
-                done, *found = _above_a_bar(pool, queries, passage_emb, depth, scale)
-                scores[start + done], positions[start + done] = found
-                left = np.setdiff1d(left, done)
-            for few in range(0, len(left), FEW_QUERIES):
-                rows = left[few : few + FEW_QUERIES]
-                found = _of_all(pool, queries[rows], passage_emb, depth, scale)
-                scores[start + rows], positions[start + rows] = found
+    left = np.arange(len(query_emb))
+    if len(left) > FEW_QUERIES and len(passage_emb) >= max(4 * SAMPLE, MANY * depth):
+        num_blocks = max(_num_threads(), math.ceil(len(left) / QUERY_BLOCK))
+        blocks = [rows for rows in np.array_split(left, num_blocks) if len(rows)]
+        search = partial(_above_a_bar, passage_emb=passage_emb, depth=depth, scale=scale)
+        with _threads() as pool:
+            for rows, (done, *found) in zip(
+                blocks, pool.map(search, (query_emb[r] for r in blocks)), strict=True
+            ):
+                scores[rows[done]], positions[rows[done]] = found
+                left = np.setdiff1d(left, rows[done])
+    for few in range(0, len(left), FEW_QUERIES):
+        rows = left[few : few + FEW_QUERIES]
+        scores[rows], positions[rows] = _of_all(query_emb[rows], passage_emb, depth, scale)
     return scores, positions
 
 
-def _of_all(pool, queries, passage_emb, depth: int, scale):
-    """Best `depth` of a few queries, from all N of their scores."""
+def _of_all(queries, passage_emb, depth: int, scale):
+    """Best `depth` of a few queries, from all N of their scores; memory's speed is the limit here."""
     scores = np.empty((len(queries), len(passage_emb)), dtype=np.float32)
-
-    def fill(starts: range) -> None:
-        for start, block in _score_blocks(queries, passage_emb, starts, scale):
-            scores[:, start : start + block.shape[1]] = block
-
-    list(pool.map(fill, _shares(len(queries), len(passage_emb))))
+    for start, block in _score_blocks(queries, passage_emb, MAX_BLOCK, scale):
+        scores[:, start : start + block.shape[1]] = block
     return _best(scores, np.broadcast_to(np.arange(len(passage_emb)), scores.shape), depth)
 
 
-def _above_a_bar(pool, queries, passage_emb, depth: int, scale):
+def _above_a_bar(queries, passage_emb, depth: int, scale):
     """Best `depth` of the queries for which a bar was well set: their rows, scores and positions."""
     bar = _bar(queries, passage_emb, depth, scale)
     most = MANY * depth * len(queries)
-
-    def keep(starts: range):
-        kept, num_kept = [], 0
-        for start, block in _score_blocks(queries, passage_emb, starts, scale):
-            flat = np.flatnonzero(block > bar)
-            rows, columns = np.divmod(flat, block.shape[1])
-            kept.append((rows, columns + start, block[rows, columns]))
-            num_kept += len(flat)
-            if num_kept > most:
-                break  # the sample misled: there are too many below as well
-        return [np.concatenate(column) for column in zip(*kept, strict=True)]
-
-    parts = list(pool.map(keep, _shares(len(queries), len(passage_emb))))
-    rows, positions, values = (np.concatenate(column) for column in zip(*parts, strict=True))
-    if len(rows) > most:
-        return np.empty(0, dtype=np.int64), np.empty((0, depth)), np.empty((0, depth))
+    kept, num_kept = [], 0
+    size = min(max(BLOCK_SCORES // len(queries), MIN_BLOCK), MAX_BLOCK)
+    for start, block in _score_blocks(queries, passage_emb, size, scale):
+        flat = np.flatnonzero(block > bar)
+        rows, columns = np.divmod(flat, block.shape[1])
+        kept.append((rows, columns + start, block[rows, columns]))
+        num_kept += len(flat)
+        if num_kept > most:  # the sample misled
+            return np.empty(0, dtype=np.int64), np.empty((0, depth)), np.empty((0, depth))
+    rows, positions, values = (np.concatenate(column) for column in zip(*kept, strict=True))
     counts = np.bincount(rows, minlength=len(queries))
     counts[(counts < depth) | (counts > MANY * depth)] = 0
     good = np.flatnonzero(counts[rows])
@@ -103,9 +96,7 @@ def _above_a_bar(pool, queries, passage_emb, depth: int, scale):
     where = np.zeros(table.shape, dtype=np.int64)
     table[rows, places], where[rows, places] = values, positions
     done = np.flatnonzero(counts)
-    shares = np.array_split(done, _num_threads())
-    best = pool.map(lambda share: _best(table[share], where[share], depth), shares)
-    return done, *(np.concatenate(column) for column in zip(*best, strict=True))
+    return done, *_best(table[done], where[done], depth)
 
 
 def _bar(queries, passage_emb, depth: int, scale) -> np.ndarray:
@@ -121,27 +112,16 @@ def _bar(queries, passage_emb, depth: int, scale) -> np.ndarray:
     return np.partition(scores, kth, axis=1)[:, kth : kth + 1]
 
 
-def _score_blocks(queries, passage_emb, share, scale) -> Iterator[tuple[int, np.ndarray]]:
-    """The first passage and the scores [Q, block] of some blocks, in one array used again and again."""
-    starts, size = share
+def _score_blocks(queries, passage_emb, size: int, scale) -> Iterator[tuple[int, np.ndarray]]:
+    """The first passage and the scores [Q, size] of each block, in one array used again and again."""
     out = np.empty(len(queries) * size, dtype=np.float32)
-    for start in starts:
+    for start in range(0, len(passage_emb), size):
         passages = np.asarray(passage_emb[start : start + size], dtype=np.float32)
         scores = out[: len(queries) * len(passages)].reshape(len(queries), len(passages))
-        if len(queries) == 1:
-            np.matmul(passages, queries[0], out=scores[0])
-        else:
-            np.matmul(queries, passages.T, out=scores)
+        np.matmul(queries, passages.T, out=scores)
         if scale is not None:
             scores *= scale[start : start + size]
         yield start, scores
-
-
-def _shares(num_queries: int, num_passages: int) -> list[tuple[range, int]]:
-    """For each thread the starts of its blocks, and their size."""
-    size = min(max(BLOCK_SCORES // num_queries, MIN_BLOCK), MAX_BLOCK)
-    starts = range(0, num_passages, size)
-    return [(starts[i :: _num_threads()], size) for i in range(min(_num_threads(), len(starts)))]
 
 
 def _best(scores: np.ndarray, positions: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +139,7 @@ def _num_threads() -> int:
 
 @contextmanager
 def _threads() -> Iterator[ThreadPoolExecutor]:
-    """Threads to share the blocks; products are held to one thread each while they run side by side."""
+    """Threads to share the queries; products are held to one thread each while they run side by side."""
     with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(_num_threads()) as pool:
         yield pool
 
