@@ -331,3 +331,10 @@ def test_published_figures_are_met(data_dir, tmp_path, name, num_documents, ndcg
     run = index.search(collection.queries, k1=0.9, b=0.4)
     means = evaluate(collection.qrels, run, ["nDCG@10", "R@100"]).means
     assert means == pytest.approx({"nDCG@10": ndcg_at_10, "R@100": recall_at_100}, rel=0, abs=0.0005)
+
+
+def test_a_relative_folder_is_the_current_one_even_after_java_started(fruit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    collection = Collection("one", [Passage("a", "", "apple")], {"q": "apple"}, {"test": {"q": {"a": 1}}})
+    assert list(BM25.build(collection, "index").search({"q": "apple"})["q"]) == ["a"]
+    assert (tmp_path / "index" / "lucene").is_dir()

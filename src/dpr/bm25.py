@@ -82,7 +82,7 @@ class BM25:
             RuntimeError: Lucene holds another number of documents than was handed to it, or there
                 is no Java 21.
         """
-        folder = Path(folder)
+        folder = Path(folder).resolve()  # Java keeps the working folder that it was started in
         documents = [p for p in collection.passages if p.contents]
         if not documents:
             raise ValueError(f"{collection.name}: no passage with a text to index")
