@@ -180,8 +180,8 @@ def test_one_string_in_place_of_a_list_is_refused(plain_folder):
 
 
 def test_a_batch_of_nothing_is_refused(plain_folder):
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        load_tiny(plain_folder).encode_passages(["masks"], batch_size=0)
+    with pytest.raises(ValueError, match="batch_tokens must be at least 1, got 0"):
+        load_tiny(plain_folder).encode_passages(["masks"], batch_tokens=0)
 
 
 # --- settings ----------------------------------------------------------------------------------

@@ -165,8 +165,8 @@ def test_a_folder_with_something_else_is_not_replaced_and_not_read(vectors, tmp_
 def test_an_index_of_another_format_is_refused(vectors, tmp_path):
     build("exact", vectors[0]).save(tmp_path / "index")
     about = tmp_path / "index" / "index.json"
-    about.write_text(about.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(ValueError, match="format 2, expected 1"):
+    about.write_text(about.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(ValueError, match="format 1, expected 2"):
         Index.load(tmp_path / "index")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from dpr.profiles import PROFILES, Profile, get_profile
 
-SIZES = ("depth", "query_max_length", "passage_max_length", "encode_batch_size", "train_batch_size")
+SIZES = ("depth", "query_max_length", "passage_max_length", "train_batch_size")
 LIMITS = ("num_passages", "num_queries")
 
 

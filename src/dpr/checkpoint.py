@@ -1,15 +1,24 @@
-"""Checkpoints on disk: finding them, and sentence-transformers' folders in and out."""
+"""Checkpoints on disk: finding them, and sentence-transformers' folders in and out.
+
+What pools over several layers has no place in a sentence-transformers folder. It is saved in a form of
+our own, `encoder.json` beside a folder `transformer`, which sentence-transformers refuses to read
+rather than pooling it otherwise.
+"""
 
 import hashlib
+import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from dpr.files import atomic_folder
-from dpr.pooling import POOLINGS
+from dpr.files import atomic_folder, write_text
+from dpr.pooling import POOLINGS, parse_pooling
 
+OWN_FORM, TRANSFORMER = "encoder.json", "transformer"
+MARKERS = ("modules.json", OWN_FORM)  # one of them is in every folder that `save_container` writes
+MIN_LENGTH = 3  # tokens: two special ones and one of text
 SIMILARITIES = ("cosine", "dot")
 OFFLINE_MODEL = "all-MiniLM-L6-v2"
 OFFLINE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -20,7 +29,8 @@ class EncoderConfig:
     """How a bi-encoder turns texts into vectors and compares them; saved with its weights.
 
     Args:
-        pooling: `mean`, `cls` or `max` over the last hidden states.
+        pooling: `mean`, `cls` or `max` over the last hidden states, or over several layers, as
+            `concat-last-4` (see `parse_pooling`).
         normalize: Whether vectors are scaled to length 1.
         similarity: `cosine` or `dot`, what the vectors were trained for.
         query_max_length: Tokens a query is cut at, special tokens included, at least 3.
@@ -41,13 +51,15 @@ class EncoderConfig:
     passage_prompt: str = ""
 
     def __post_init__(self):
-        for field, known in (("pooling", tuple(POOLINGS)), ("similarity", SIMILARITIES)):
-            if getattr(self, field) not in known:
-                raise ValueError(f"{field} must be one of {known}, got {getattr(self, field)!r}")
+        parse_pooling(self.pooling)
+        if self.similarity not in SIMILARITIES:
+            raise ValueError(f"similarity must be one of {SIMILARITIES}, got {self.similarity!r}")
         for field in ("query_max_length", "passage_max_length"):
             value = getattr(self, field)
-            if not isinstance(value, int) or value < 3:
-                raise ValueError(f"{field} must be a whole number of at least 3 tokens, got {value!r}")
+            if not isinstance(value, int) or value < MIN_LENGTH:
+                raise ValueError(
+                    f"{field} must be a whole number of at least {MIN_LENGTH} tokens, got {value!r}"
+                )
 
 
 def find_checkpoint(name_or_folder: str | Path) -> str:
@@ -81,7 +93,7 @@ def load_container(path: str, device: str | None):
     """Load a SentenceTransformer, in float32, and the settings its checkpoint states.
 
     Args:
-        path: A folder or hub name; a plain transformers checkpoint states no settings.
+        path: A folder of either form or a hub name; a plain transformers checkpoint states no settings.
         device: As torch names it; None for a GPU where there is one.
 
     Returns:
@@ -98,8 +110,13 @@ def load_container(path: str, device: str | None):
     from sentence_transformers.util import is_sentence_transformer_model
 
     transformers.utils.logging.disable_progress_bar()
-    complete = is_sentence_transformer_model(path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if (Path(path) / "query").is_dir() and (Path(path) / "passage").is_dir():
+        raise ValueError(f"{path} holds two encoders; TwoEncoders.from_pretrained reads them")
+    if (Path(path) / OWN_FORM).is_file():
+        settings = json.loads((Path(path) / OWN_FORM).read_text(encoding="utf-8"))
+        return load_container(str(Path(path) / TRANSFORMER), device)[0], settings
+    complete = is_sentence_transformer_model(path)
     container = SentenceTransformer(path, device=device, model_kwargs={"dtype": torch.float32})
     if not complete:
         return container, {}
@@ -130,7 +147,8 @@ def fit_container(container, config: EncoderConfig) -> None:
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
     transformer = container[0]
-    container[1] = Pooling(transformer.auto_model.config.hidden_size, config.pooling)
+    if config.pooling in POOLINGS:
+        container[1] = Pooling(transformer.auto_model.config.hidden_size, config.pooling)
     if config.normalize and len(container) == 2:
         container.append(Normalize())
     elif not config.normalize and len(container) == 3:
@@ -149,11 +167,18 @@ def max_tokens(model) -> int:
 
 
 def save_container(container, config: EncoderConfig, folder: Path | str) -> None:
-    """Write a sentence-transformers folder, all or nothing; an earlier checkpoint there is replaced.
+    """Write a sentence-transformers folder, or for a pooling over several layers one of our own form.
+
+    All or nothing; an earlier checkpoint there is replaced.
 
     Raises:
-        ValueError: `folder` holds something that is no sentence-transformers checkpoint.
+        ValueError: `folder` holds something that is no checkpoint.
     """
-    fit_container(container, config)
-    with atomic_folder(folder, "modules.json") as fresh:
-        container.save(str(fresh), create_model_card=False)
+    with atomic_folder(folder, *MARKERS) as fresh:
+        if config.pooling in POOLINGS:
+            fit_container(container, config)
+            container.save(str(fresh), create_model_card=False)
+        else:
+            container[0].auto_model.save_pretrained(fresh / TRANSFORMER)
+            container.tokenizer.save_pretrained(fresh / TRANSFORMER)
+            write_text(fresh / OWN_FORM, json.dumps(asdict(config), indent=1))

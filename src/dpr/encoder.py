@@ -1,17 +1,25 @@
-"""A bi-encoder: a transformer with the pooling, similarity and lengths it was made for."""
+"""A bi-encoder: a transformer with the pooling, similarity and lengths it was made for.
+
+Texts are tokenised a block ahead, batched by a budget of tokens with those of like length, and on a CPU
+each core takes batches of its own: quicker than all cores on one batch.
+"""
 
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from dpr.batches import one_ahead, pad_batch, token_batches, workers
 from dpr.checkpoint import (
+    MIN_LENGTH,
     EncoderConfig,
     find_checkpoint,
     fit_container,
@@ -19,7 +27,12 @@ from dpr.checkpoint import (
     max_tokens,
     save_container,
 )
-from dpr.pooling import POOLINGS
+from dpr.pooling import parse_pooling, pool
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OVERFLOWS = ("truncate", "max_chunk")
+CPU_BATCH, GPU_BATCH = 1_024, 65_536  # tokens in a batch
+BLOCK = 8_192  # texts tokenised ahead, when their vectors are kept in memory
 
 
 class BiEncoder:
@@ -33,12 +46,16 @@ class BiEncoder:
         config: Pooling, similarity, lengths and prompts.
         model: The transformer, in float32 unless moved.
         tokenizer: Its tokenizer.
+        precision: What it computes in when encoding: a key of `PRECISIONS`.
     """
 
-    def __init__(self, container, name: str, config: EncoderConfig):
+    def __init__(self, container, name: str, config: EncoderConfig, precision: str):
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self._container = container  # a SentenceTransformer whose parts agree with config
-        self.name, self.config = name, config
+        self.name, self.config, self.precision = name, config, precision
         self.model, self.tokenizer = container[0].auto_model, container.tokenizer
+        self._check_pooling(config.pooling)
         longest = max_tokens(self.model)
         if max(config.query_max_length, config.passage_max_length) > longest:
             raise ValueError(
@@ -49,7 +66,7 @@ class BiEncoder:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_folder: str | Path, device: str | None = None, **settings
+        cls, name_or_folder: str | Path, device: str | None = None, precision: str | None = None, **settings
     ) -> "BiEncoder":
         """Load a checkpoint with the pooling, similarity, lengths and prompts saved in it.
 
@@ -60,6 +77,8 @@ class BiEncoder:
         Args:
             name_or_folder: A hub name, or a sentence-transformers or transformers folder.
             device: `cuda`, `cpu`, …; by default a GPU where there is one.
+            precision: `float32`, `float16` or `bfloat16` for encoding; by default half on a GPU.
+                The weights stay in float32.
             **settings: Fields of `EncoderConfig` to set otherwise than saved. A transformers
                 checkpoint that states no pooling needs `pooling`, `query_max_length` and
                 `passage_max_length`. Changing a saved pooling or similarity warns.
@@ -89,16 +108,28 @@ class BiEncoder:
             raise ValueError(f"{path} does not say its {', '.join(missing)}; pass {missing[0]}=…")
         config = EncoderConfig(**merged)
         fit_container(container, config)
-        return cls(container, str(name_or_folder).rstrip("/").split("/")[-1], config)
+        if precision is None:
+            precision = "float32" if container.device.type == "cpu" else "float16"
+        return cls(container, str(name_or_folder).rstrip("/").split("/")[-1], config, precision)
 
     def with_settings(self, **settings) -> "BiEncoder":
         """The same weights read with other settings, for comparing them; the weights are shared."""
-        return BiEncoder(self._container, self.name, replace(self.config, **settings))
+        return BiEncoder(self._container, self.name, replace(self.config, **settings), self.precision)
+
+    @property
+    def passage(self) -> "BiEncoder":
+        """What encodes the passages: itself, as one encoder serves both sides; see `TwoEncoders`."""
+        return self
 
     @property
     def dimension(self) -> int:
         """D, the length of a vector."""
-        return self.model.config.hidden_size
+        return self.dimension_of(self.config.pooling)
+
+    def dimension_of(self, pooling: str) -> int:
+        """The length of a vector under another pooling."""
+        kind, layers = parse_pooling(pooling)
+        return self.model.config.hidden_size * (layers if kind == "concat" else 1)
 
     @property
     def fingerprint(self) -> str:
@@ -109,56 +140,170 @@ class BiEncoder:
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()[:16]
 
-    def encode_queries(self, queries: Sequence[str], batch_size: int = 32) -> np.ndarray:
-        """Encode queries, with the query prompt and length: float32 [Q, D], in the order given."""
-        return self._encode(
-            queries, self.config.query_prompt, self.config.query_max_length, batch_size, "queries"
-        )
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens in a batch, padding included, unless told otherwise."""
+        return CPU_BATCH if self.model.device.type == "cpu" else GPU_BATCH
 
-    def encode_passages(self, passages: Sequence[str], batch_size: int = 32) -> np.ndarray:
-        """Encode passages, with the passage prompt and length: float32 [N, D], in the order given."""
-        return self._encode(
-            passages, self.config.passage_prompt, self.config.passage_max_length, batch_size, "passages"
-        )
-
-    def _encode(
-        self, texts: Sequence[str], prompt: str, max_length: int, batch_size: int, what: str
-    ) -> np.ndarray:
-        """Encode longest first, so that a batch pads little and a too large one fails at once."""
-        if isinstance(texts, str):
-            raise ValueError("expected a list of texts, got one string")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        out = np.empty((len(texts), self.dimension), dtype=np.float32)
-        with tqdm(total=len(texts), desc=f"{self.name}: {what}", unit="text") as bar:
-            for start in range(0, len(texts), batch_size):
-                rows = order[start : start + batch_size]
-                out[rows] = self.embed([prompt + texts[i] for i in rows], max_length)
-                bar.update(len(rows))
-        return out
-
-    @torch.inference_mode()
-    def embed(self, texts: list[str], max_length: int) -> np.ndarray:
-        """Vectors of one batch, dropout off: float32 [B, D]."""
-        self.model.eval()
-        tokens = self.tokenizer(
-            texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt"
-        )
-        tokens = tokens.to(self.model.device)
-        hidden = self.model(**tokens).last_hidden_state  # [B, T, D]
-        pooled = POOLINGS[self.config.pooling](hidden, tokens["attention_mask"]).float()
-        if self.config.normalize:
-            pooled = torch.nn.functional.normalize(pooled, dim=-1)
-        return pooled.cpu().numpy()
-
-    def save(self, folder: Path | str) -> None:
-        """Write a sentence-transformers folder, all or nothing, that both libraries read alike.
+    def encode_queries(self, queries: Sequence[str], batch_tokens: int | None = None) -> np.ndarray:
+        """Encode queries, with the query prompt and length.
 
         Args:
-            folder: Where to; an earlier checkpoint of this kind there is replaced.
+            queries: Q texts.
+            batch_tokens: Tokens in a batch, padding included; by default `self.batch_tokens`.
+
+        Returns:
+            float32 [Q, D], in the order given.
+        """
+        return self._encode_in_memory(queries, "queries", "truncate", batch_tokens)[0]
+
+    def encode_passages(self, passages: Sequence[str], batch_tokens: int | None = None) -> np.ndarray:
+        """Encode passages, with the passage prompt and length, each cut at it: float32 [N, D]."""
+        return self._encode_in_memory(passages, "passages", "truncate", batch_tokens)[0]
+
+    def encode_chunks(
+        self, passages: Sequence[str], batch_tokens: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Encode passages whole: one longer than the passage length in as many chunks as it takes.
+
+        Every chunk has the passage prompt. `build_index(…, chunks=True)` searches them.
+
+        Returns:
+            Vectors float32 [C, D] of all chunks, and int64 [C], the passage each is of; passages in
+            the order given, their chunks from first to last.
+        """
+        return self._encode_in_memory(passages, "passages", "max_chunk", batch_tokens)
+
+    def _encode_in_memory(self, texts: Sequence[str], side: str, overflow: str, batch_tokens: int | None):
+        if isinstance(texts, str):
+            raise ValueError("expected a list of texts, got one string")
+        blocks = [texts[start : start + BLOCK] for start in range(0, len(texts), BLOCK)]
+        vectors, owners = [np.empty((0, self.dimension), np.float32)], [np.empty(0, np.int64)]
+        with tqdm(total=len(texts), desc=f"{self.name}: {side}", unit="text") as bar:
+            encoded = self.encode_blocks(blocks, side, overflow, None, batch_tokens, bar.update)
+            for number, (block, owner) in enumerate(encoded):
+                vectors.append(block)
+                owners.append(owner + number * BLOCK)
+        return np.concatenate(vectors), np.concatenate(owners)
+
+    def encode_blocks(
+        self,
+        blocks: Iterable[Sequence[str]],
+        side: str = "passages",
+        overflow: str = "truncate",
+        poolings: Sequence[str] | None = None,
+        batch_tokens: int | None = None,
+        progress: Callable[[int], object] = lambda texts: None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Encode blocks of texts one by one, as they are asked for, the next block tokenised meanwhile.
+
+        A block's vectors depend on nothing but that block.
+
+        Args:
+            blocks: Blocks of texts, best of hundreds: texts of like length share a batch.
+            side: `queries` or `passages`, whose prompt and length to use.
+            overflow: What becomes of a text beyond that length: `truncate` or `max_chunk`.
+            poolings: Poolings to give side by side, all from one pass through the model; by default
+                the encoder's own.
+            batch_tokens: Tokens in a batch, padding included; by default `self.batch_tokens`.
+            progress: Called with the number of texts newly begun.
+
+        Yields:
+            For each block the vectors float32 [rows, D], for several poolings [rows, ΣD] in their
+            order, and int64 [rows], the text in the block that a row is of: with `truncate` a row
+            for each text, with `max_chunk` one or more.
 
         Raises:
-            ValueError: `folder` holds something that is no sentence-transformers checkpoint.
+            ValueError: An unknown overflow or pooling, a batch of no tokens.
+        """
+        if overflow not in OVERFLOWS:
+            raise ValueError(f"overflow must be one of {OVERFLOWS}, got {overflow!r}")
+        poolings = list(poolings or [self.config.pooling])
+        for pooling in poolings:
+            self._check_pooling(pooling)
+        self.model.eval()
+        embed, device = partial(self._embed, poolings=poolings), self.model.device.type
+        with workers(device) as pool, ThreadPoolExecutor(1) as ahead:
+            tokenised = (ahead.submit(self._tokenize, block, side, overflow) for block in blocks)
+            for tokens, owners in one_ahead(tokenised):
+                lengths = [len(row["input_ids"]) for row in tokens]
+                batches = token_batches(lengths, self.batch_tokens if batch_tokens is None else batch_tokens)
+                begun = np.diff(owners, prepend=-1)
+                vectors = np.empty((len(tokens), sum(map(self.dimension_of, poolings))), dtype=np.float32)
+                embedded = pool.map(embed, ([tokens[i] for i in rows] for rows in batches))
+                for rows, found in zip(batches, embedded, strict=True):
+                    vectors[rows] = found
+                    progress(int(begun[rows].sum()))
+                yield vectors, owners
+
+    def _tokenize(
+        self, texts: Sequence[str], side: str, overflow: str
+    ) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
+        """Token rows, each field → int64 [T], and the text that each row is of."""
+        prompt, max_length = {
+            "queries": (self.config.query_prompt, self.config.query_max_length),
+            "passages": (self.config.passage_prompt, self.config.passage_max_length),
+        }[side]
+        if overflow == "truncate":
+            found = self.tokenizer([prompt + text for text in texts], truncation=True, max_length=max_length)
+            owners = range(len(texts))
+        else:
+            inserted = self.tokenizer(prompt, add_special_tokens=False)
+            room = max_length - len(inserted["input_ids"])
+            if room < MIN_LENGTH:
+                raise ValueError(
+                    f"passage_prompt {prompt!r} leaves {room} of {max_length} tokens for the passage"
+                )
+            found = self.tokenizer(
+                list(texts), truncation=True, max_length=room, return_overflowing_tokens=True
+            )
+            owners = found.pop("overflow_to_sample_mapping")
+            if prompt:  # after the special tokens that stand before any text
+                at = self.tokenizer(prompt)["input_ids"].index(inserted["input_ids"][0])
+                for field, rows in found.items():
+                    found[field] = [row[:at] + inserted[field] + row[at:] for row in rows]
+        rows = [
+            dict(zip(found, map(np.asarray, row), strict=True)) for row in zip(*found.values(), strict=True)
+        ]
+        return rows, np.asarray(owners, dtype=np.int64)
+
+    @torch.inference_mode()
+    def _embed(self, tokens: list[dict[str, np.ndarray]], poolings: list[str]) -> np.ndarray:
+        """Vectors of one batch: float32 [B, ΣD]."""
+        device, dtype = self.model.device, PRECISIONS[self.precision]
+        pad_with = {
+            "input_ids": self.tokenizer.pad_token_id,
+            "token_type_ids": self.tokenizer.pad_token_type_id,
+        }
+        batch = pad_batch(tokens, pad_with, 1 if device.type == "cpu" else 8)
+        batch = {field: rows.to(device) for field, rows in batch.items()}
+        several = any(parse_pooling(pooling)[1] for pooling in poolings)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            out = self.model(**batch, output_hidden_states=several)
+        layers = out.hidden_states if several else [out.last_hidden_state]  # each [B, T, D]
+        pooled = [pool(pooling, layers, batch["attention_mask"]).float() for pooling in poolings]
+        if self.config.normalize:
+            pooled = [torch.nn.functional.normalize(vectors, dim=-1) for vectors in pooled]
+        return torch.cat(pooled, dim=-1).cpu().numpy()
+
+    def _check_pooling(self, pooling: str) -> None:
+        """Refuse a pooling over more layers than there are."""
+        layers = parse_pooling(pooling)[1]
+        if layers > self.model.config.num_hidden_layers:
+            raise ValueError(
+                f"{pooling}: {self.name} has {self.model.config.num_hidden_layers} layers, not {layers}"
+            )
+
+    def save(self, folder: Path | str) -> None:
+        """Write a folder that `from_pretrained` reads, all or nothing.
+
+        With `cls`, `mean` or `max` pooling it is a sentence-transformers folder, which both libraries
+        read alike; a pooling over several layers has a form of our own.
+
+        Args:
+            folder: Where to; an earlier checkpoint there is replaced.
+
+        Raises:
+            ValueError: `folder` holds something that is no checkpoint.
         """
         save_container(self._container, self.config, folder)

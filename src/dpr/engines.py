@@ -7,8 +7,10 @@ infinity where it found fewer passages than it was asked for.
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from dpr.exact import exact_topk
+from dpr.exact_torch import exact_topk_torch
 
 # kind → its settings with their defaults; 0 lists means `num_lists(N)`
 SETTINGS: dict[str, dict[str, int]] = {
@@ -69,7 +71,7 @@ def check_setting(kind: str, name: str, value: int) -> None:
 
 
 class ExactEngine:
-    """Our own exhaustive search; holds the vectors, in memory or mapped, and their scale."""
+    """Our own exhaustive search, on a GPU where there is one; holds the vectors, in memory or mapped."""
 
     def __init__(self, vectors: np.ndarray, scale: np.ndarray | None):
         self.vectors, self.scale = vectors, scale
@@ -77,6 +79,8 @@ class ExactEngine:
 
     def search(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores [Q, K] and positions [Q, K]."""
+        if torch.cuda.is_available():
+            return exact_topk_torch(queries, self.vectors, depth, self.scale, "cuda")
         return exact_topk(queries, self.vectors, depth, self.scale)
 
     def save(self, folder: Path) -> None:

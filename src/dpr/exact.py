@@ -5,8 +5,8 @@ comparison: a sample of the passages tells each query a score that somewhat more
 beat, and only those are kept and ordered. Where fewer than `depth` turn out to beat it, or far too
 many, that query's scores are all kept and ordered, so the result is exact whatever the sample was.
 
-Queries are shared out among threads, each with single-threaded products of its own, so that products,
-comparing and ordering all keep every core busy.
+Threads, each with single-threaded products of its own, share out many queries, or the passages where
+the queries are few, so that products, comparing and ordering all keep every core busy.
 """
 
 import math
@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
+from itertools import pairwise
 
 import numpy as np
 
 QUERY_BLOCK = 512  # queries scored at once by a thread
-BLOCK_SCORES = 2**20  # scores computed at once by a thread, 4 MiB
-MIN_BLOCK, MAX_BLOCK = 2_048, 16_384  # passages in a block
+MANY_QUERIES = 256  # from so many a thread on, threads share out the queries, not the passages
+BLOCK_SCORES = 2**19  # scores computed at once by a thread, 2 MiB
+MIN_BLOCK, MAX_BLOCK = 1_024, 16_384  # passages in a block
 FEW_QUERIES = 4  # up to so many, ordering all scores is quicker than a sample
 SAMPLE = 4_096  # passages in it, or somewhat more
 MANY = 16  # times the depth: more candidates than these are too many
@@ -49,12 +51,15 @@ def exact_topk(
     positions = np.empty((len(query_emb), depth), dtype=np.int64)
     left = np.arange(len(query_emb))
     if len(left) > FEW_QUERIES and len(passage_emb) >= max(4 * SAMPLE, MANY * depth):
-        num_blocks = max(_num_threads(), math.ceil(len(left) / QUERY_BLOCK))
-        blocks = [rows for rows in np.array_split(left, num_blocks) if len(rows)]
-        search = partial(_above_a_bar, passage_emb=passage_emb, depth=depth, scale=scale)
+        by_queries = len(left) >= MANY_QUERIES * _num_threads()
+        num_blocks = max(_num_threads() if by_queries else 1, math.ceil(len(left) / QUERY_BLOCK))
         with _threads() as pool:
+            share = None if by_queries else pool
+            search = partial(_above_a_bar, passage_emb=passage_emb, depth=depth, scale=scale, share=share)
+            blocks = np.array_split(left, num_blocks)
+            over_blocks = pool.map if by_queries else map
             for rows, (done, *found) in zip(
-                blocks, pool.map(search, (query_emb[r] for r in blocks)), strict=True
+                blocks, over_blocks(search, (query_emb[r] for r in blocks)), strict=True
             ):
                 scores[rows[done]], positions[rows[done]] = found
                 left = np.setdiff1d(left, rows[done])
@@ -67,24 +72,23 @@ def exact_topk(
 def _of_all(queries, passage_emb, depth: int, scale):
     """Best `depth` of a few queries, from all N of their scores; memory's speed is the limit here."""
     scores = np.empty((len(queries), len(passage_emb)), dtype=np.float32)
-    for start, block in _score_blocks(queries, passage_emb, MAX_BLOCK, scale):
+    for start, block in _score_blocks(queries, passage_emb, MAX_BLOCK, scale, 0, len(passage_emb)):
         scores[:, start : start + block.shape[1]] = block
     return _best(scores, np.broadcast_to(np.arange(len(passage_emb)), scores.shape), depth)
 
 
-def _above_a_bar(queries, passage_emb, depth: int, scale):
-    """Best `depth` of the queries for which a bar was well set: their rows, scores and positions."""
+def _above_a_bar(queries, passage_emb, depth: int, scale, share: ThreadPoolExecutor | None):
+    """Best `depth` of the queries for which a bar was well set: their rows, scores and positions.
+
+    `share` are threads to share out the passages among.
+    """
     bar = _bar(queries, passage_emb, depth, scale)
-    most = MANY * depth * len(queries)
-    kept, num_kept = [], 0
-    size = min(max(BLOCK_SCORES // len(queries), MIN_BLOCK), MAX_BLOCK)
-    for start, block in _score_blocks(queries, passage_emb, size, scale):
-        flat = np.flatnonzero(block > bar)
-        rows, columns = np.divmod(flat, block.shape[1])
-        kept.append((rows, columns + start, block[rows, columns]))
-        num_kept += len(flat)
-        if num_kept > most:  # the sample misled
-            return np.empty(0, dtype=np.int64), np.empty((0, depth)), np.empty((0, depth))
+    edges = np.linspace(0, len(passage_emb), (_num_threads() if share else 1) + 1).astype(int).tolist()
+    parts = list(pairwise(edges))
+    collect = partial(_candidates, queries, passage_emb, scale, bar, MANY * depth * len(queries))
+    kept = [candidates for part in (share.map if share else map)(collect, parts) for candidates in part]
+    if any(candidates is None for candidates in kept):  # the sample misled
+        return np.empty(0, dtype=np.int64), np.empty((0, depth)), np.empty((0, depth))
     rows, positions, values = (np.concatenate(column) for column in zip(*kept, strict=True))
     counts = np.bincount(rows, minlength=len(queries))
     counts[(counts < depth) | (counts > MANY * depth)] = 0
@@ -97,6 +101,20 @@ def _above_a_bar(queries, passage_emb, depth: int, scale):
     table[rows, places], where[rows, places] = values, positions
     done = np.flatnonzero(counts)
     return done, *_best(table[done], where[done], depth)
+
+
+def _candidates(queries, passage_emb, scale, bar: np.ndarray, most: int, part: tuple[int, int]) -> list:
+    """Rows, positions and scores above the bar among some passages, by block; None after too many."""
+    kept, num_kept = [], 0
+    size = min(max(BLOCK_SCORES // len(queries), MIN_BLOCK), MAX_BLOCK)
+    for start, block in _score_blocks(queries, passage_emb, size, scale, *part):
+        flat = np.flatnonzero(block > bar)
+        rows, columns = np.divmod(flat, block.shape[1])
+        kept.append((rows, columns + start, block[rows, columns]))
+        num_kept += len(flat)
+        if num_kept > most:
+            return [None]
+    return kept
 
 
 def _bar(queries, passage_emb, depth: int, scale) -> np.ndarray:
@@ -112,15 +130,17 @@ def _bar(queries, passage_emb, depth: int, scale) -> np.ndarray:
     return np.partition(scores, kth, axis=1)[:, kth : kth + 1]
 
 
-def _score_blocks(queries, passage_emb, size: int, scale) -> Iterator[tuple[int, np.ndarray]]:
+def _score_blocks(
+    queries, passage_emb, size: int, scale, first: int, end: int
+) -> Iterator[tuple[int, np.ndarray]]:
     """The first passage and the scores [Q, size] of each block, in one array used again and again."""
     out = np.empty(len(queries) * size, dtype=np.float32)
-    for start in range(0, len(passage_emb), size):
-        passages = np.asarray(passage_emb[start : start + size], dtype=np.float32)
+    for start in range(first, end, size):
+        passages = np.asarray(passage_emb[start : min(start + size, end)], dtype=np.float32)
         scores = out[: len(queries) * len(passages)].reshape(len(queries), len(passages))
         np.matmul(queries, passages.T, out=scores)
         if scale is not None:
-            scores *= scale[start : start + size]
+            scores *= scale[start : start + len(passages)]
         yield start, scores
 
 
@@ -128,6 +148,9 @@ def _best(scores: np.ndarray, positions: np.ndarray, depth: int) -> tuple[np.nda
     """The `depth` largest of each row, in order; of equal scores the smaller position first."""
     if scores.shape[1] > depth:
         kept = np.argpartition(scores, scores.shape[1] - depth, axis=1)[:, -depth:]
+        last = np.take_along_axis(scores, kept, 1).min(axis=1, keepdims=True)
+        for row in np.flatnonzero((scores >= last).sum(axis=1) > depth):  # equal scores on both sides
+            kept[row] = np.lexsort((positions[row], -scores[row]))[:depth]
         scores, positions = np.take_along_axis(scores, kept, 1), np.take_along_axis(positions, kept, 1)
     order = np.lexsort((positions, -scores), axis=1)
     return np.take_along_axis(scores, order, 1), np.take_along_axis(positions, order, 1)

@@ -37,23 +37,24 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path | str, marker: str) -> Iterator[Path]:
+def atomic_folder(path: Path | str, *markers: str) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that takes its place when the block ends without an error.
 
     Args:
         path: The folder to make or replace; missing parent folders are made.
-        marker: A file that a folder of this kind holds: what lacks it is not replaced.
+        *markers: Files of which a folder of this kind holds one: what lacks them is not replaced.
 
     Yields:
         An empty folder for the caller to fill. After an error it is removed, and what is at `path`
         stays as it was.
 
     Raises:
-        ValueError: `path` is there, not empty, and has no `marker`.
+        ValueError: `path` is there, not empty, and has none of the `markers`.
     """
     path = Path(path)
-    if path.exists() and not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"{path} has no {marker}: it holds something else and is not replaced")
+    known = any((path / marker).is_file() for marker in markers)
+    if path.exists() and not known and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path} has no {' or '.join(markers)}: it holds something else and is not replaced")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:

@@ -22,7 +22,7 @@ from dpr.trec import Run, ordered_hits
 
 KINDS = tuple(SETTINGS)
 UNIT = 1e-6  # how far a length may be from 1 to count as 1
-FORMAT = 1
+FORMAT = 2
 
 
 class Index:
@@ -33,28 +33,36 @@ class Index:
         similarity: `cosine` or `dot`; queries are brought to it, and scores are it, or for the
             kinds that compress vectors an estimate of it.
         settings: The kind's settings.
-        doc_ids: The N ids, in the order of the vectors.
+        doc_ids: The ids of the N rows, in the order of the vectors.
+        chunks: Whether a document may have several rows.
         dimension: D.
         num_bytes: What vectors and links take, in memory or on disk.
     """
 
     def __init__(
-        self, kind, similarity, settings: dict[str, int], doc_ids: list[str], dimension: int, engine
+        self, kind, similarity, settings: dict[str, int], doc_ids: list[str], chunks: bool, dimension, engine
     ):
         self.kind, self.similarity, self.settings = kind, similarity, settings
-        self.doc_ids, self.dimension, self._engine = doc_ids, dimension, engine
+        self.doc_ids, self.chunks, self.dimension, self._engine = doc_ids, chunks, dimension, engine
         self.num_bytes: int = engine.num_bytes
 
+    @property
+    def exhaustive(self) -> bool:
+        """Whether a search compares a query with every vector: then nothing about it is approximate."""
+        if "num_probes" in self.settings:
+            return self.settings["num_probes"] >= self.settings["num_lists"]
+        return "ef_search" not in self.settings
+
     def search(self, query_emb: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        """Find the most similar passages of each query.
+        """Find the most similar rows of each query: passages, or chunks of them.
 
         Args:
             query_emb: float [Q, D]; Q may be 0.
             depth: K, at least 1; a depth beyond N gives N.
 
         Returns:
-            Scores float32 [Q, min(K, N)], falling along each row, larger is better, and the
-            passages' positions int64 of the same shape. Where an approximate index found fewer, the
+            Scores float32 [Q, min(K, N)], falling along each row, larger is better, and
+            positions in `doc_ids`, int64 of the same shape. Where an approximate index found fewer, the
             position is -1 and the score minus infinity.
 
         Raises:
@@ -74,18 +82,36 @@ class Index:
         return scores.astype(np.float32, copy=False), positions
 
     def search_run(self, query_ids: Sequence[str], query_emb: np.ndarray, depth: int, tag: str) -> Run:
-        """`search` as a run: doc_ids in trec_eval's order, tagged with the system's name.
+        """The best documents as a run: doc_ids in trec_eval's order, tagged with the system's name.
+
+        A document with several chunks has the score of its best one.
 
         Raises:
             ValueError: Another number of ids than of vectors; see also `search`.
         """
         if len(query_ids) != len(query_emb):
             raise ValueError(f"{len(query_ids)} query ids for {len(query_emb)} vectors")
-        run = Run({}, tag)
-        for query_id, scores, positions in zip(query_ids, *self.search(query_emb, depth), strict=True):
-            hits = zip(positions.tolist(), scores.tolist(), strict=True)
-            run[query_id] = dict(ordered_hits({self.doc_ids[i]: score for i, score in hits if i >= 0}))
-        return run
+        found = self._documents(query_emb, depth)
+        return Run({q: dict(ordered_hits(hits)) for q, hits in zip(query_ids, found, strict=True)}, tag)
+
+    def _documents(self, query_emb: np.ndarray, depth: int) -> list[dict[str, float]]:
+        """Each query's best documents; among chunks, as deep as it takes to find so many."""
+        wanted = min(depth, len(set(self.doc_ids)))
+        while True:
+            found = []
+            for scores, positions in zip(*self.search(query_emb, depth), strict=True):
+                hits: dict[str, float] = {}
+                for position, score in zip(positions.tolist(), scores.tolist(), strict=True):
+                    if position >= 0 and len(hits) < wanted:
+                        hits.setdefault(self.doc_ids[position], score)
+                found.append(hits)
+            if (
+                not self.chunks
+                or depth >= len(self.doc_ids)
+                or min(map(len, found), default=wanted) == wanted
+            ):
+                return found
+            depth *= 2
 
     def with_search(self, **settings: int) -> "Index":
         """The same index, searched wider or narrower from now on.
@@ -115,7 +141,7 @@ class Index:
         with atomic_folder(folder, "index.json") as fresh:
             self._engine.save(fresh)
             write_text(fresh / "doc_ids.txt", "".join(f"{doc_id}\n" for doc_id in self.doc_ids))
-            about |= {"dimension": self.dimension, "settings": self.settings}
+            about |= {"chunks": self.chunks, "dimension": self.dimension, "settings": self.settings}
             write_text(fresh / "index.json", json.dumps(about, indent=1))
 
     @classmethod
@@ -140,12 +166,18 @@ class Index:
         else:
             engine = FaissEngine.load(folder)
         doc_ids = [line for _, line in read_lines(folder / "doc_ids.txt")]
-        index = cls(kind, about["similarity"], settings, doc_ids, about["dimension"], engine)
+        index = cls(kind, about["similarity"], settings, doc_ids, about["chunks"], about["dimension"], engine)
         return index.with_search(**{n: v for n, v in settings.items() if n in SEARCH_SETTINGS})
 
 
 def build_index(
-    kind: str, passage_emb: np.ndarray, doc_ids: Sequence[str], similarity: str, **settings: int
+    kind: str,
+    passage_emb: np.ndarray,
+    doc_ids: Sequence[str],
+    similarity: str,
+    *,
+    chunks: bool = False,
+    **settings: int,
 ) -> Index:
     """Make passage vectors searchable, exhaustively or approximately.
 
@@ -158,8 +190,9 @@ def build_index(
             FAISS sees one, HNSW excepted.
         passage_emb: float32 or float16 [N, D], finite. `exact` holds it, not a copy: a memory map
             stays on disk.
-        doc_ids: N distinct ids without white space, in the order of the rows.
+        doc_ids: N ids without white space, in the order of the rows; distinct, but for chunks.
         similarity: The one the encoder was trained for, `encoder.config.similarity`.
+        chunks: Whether a document may have several rows; `search_run` ranks it by its best one.
         **settings: `m`, `ef_construction`, `ef_search` for the graphs; `num_lists`, `num_probes` for
             the inverted lists, and `code_bytes` a vector for `faiss-ivfpq`.
 
@@ -178,8 +211,13 @@ def build_index(
     if passage_emb.ndim != 2 or 0 in passage_emb.shape:
         raise ValueError(f"passage_emb must be [N, D] with N and D above 0, got shape {passage_emb.shape}")
     count, dimension = passage_emb.shape
-    if len(doc_ids) != count or len(set(doc_ids)) != count:
-        raise ValueError(f"{count} vectors need as many distinct doc_ids, got {len(set(doc_ids))}")
+    if len(doc_ids) != count:
+        raise ValueError(f"{count} vectors need as many doc_ids, got {len(doc_ids)}")
+    if not chunks and len(set(doc_ids)) != count:
+        raise ValueError(
+            f"{count} vectors need as many distinct doc_ids, got {len(set(doc_ids))}; "
+            "documents in several rows need chunks=True"
+        )
     lengths = checked_lengths(passage_emb, "passage_emb", similarity, dimension)
     chosen = chosen_settings(kind, settings, count, dimension)
     scaled = similarity == "cosine" and np.abs(lengths - 1).max() > UNIT
@@ -190,7 +228,7 @@ def build_index(
         engine = HnswlibEngine.build(_blocks(passage_emb, scale), dimension, count, chosen)
     else:
         engine = FaissEngine.build(kind, _blocks(passage_emb, scale), dimension, count, chosen)
-    return Index(kind, similarity, chosen, list(doc_ids), dimension, engine)
+    return Index(kind, similarity, chosen, list(doc_ids), chunks, dimension, engine)
 
 
 def checked_lengths(vectors: np.ndarray, name: str, similarity: str, dimension: int) -> np.ndarray:

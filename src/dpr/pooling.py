@@ -1,4 +1,11 @@
-"""From a text's token vectors to its one vector."""
+"""From a text's token vectors to its one vector.
+
+A pooling has a name: `cls`, `mean` or `max` over the last layer, or `sum-last-4`, `mean-last-4`,
+`concat-last-4`, … for the last so many layers.
+"""
+
+import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -56,4 +63,65 @@ def max_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     return hidden.masked_fill(attention_mask.unsqueeze(-1) == 0, -torch.inf).amax(dim=1)
 
 
+def layer_pool(hidden_states: Sequence[Tensor], attention_mask: Tensor, combine: str) -> Tensor:
+    """Combine several layers, then average over a text's tokens, padding left out.
+
+    Both steps are linear, so each layer is averaged first: the same result with less to hold.
+
+    Args:
+        hidden_states: Token vectors [B, T, D] of each of L layers.
+        attention_mask: 1 for a token, 0 for padding, [B, T]; no row all 0.
+        combine: `sum`, `mean` or `concat` (in the order of the layers).
+
+    Returns:
+        [B, D], for `concat` [B, L·D], in the dtype of `hidden_states`.
+
+    Source: Devlin et al. 2019, BERT, section 5.3 (which layers, for features).
+    """
+    pooled = torch.stack([mean_pool(hidden, attention_mask) for hidden in hidden_states], dim=1)  # [B, L, D]
+    return {"sum": pooled.sum, "mean": pooled.mean, "concat": pooled.flatten}[combine](1)
+
+
 POOLINGS = {"cls": cls_pool, "mean": mean_pool, "max": max_pool}
+
+
+def parse_pooling(name: str) -> tuple[str, int]:
+    """A pooling's name as (`cls`, `mean` or `max`, 0) or (`sum`, `mean` or `concat`, number of layers).
+
+    Raises:
+        ValueError: No such pooling.
+
+    >>> parse_pooling("cls"), parse_pooling("concat-last-4")
+    (('cls', 0), ('concat', 4))
+    """
+    if name in POOLINGS:
+        return name, 0
+    match = re.fullmatch(r"(sum|mean|concat)-last-([1-9]\d*)", str(name))
+    if not match:
+        raise ValueError(
+            f"pooling must be one of {', '.join(POOLINGS)}, or sum-last-4, mean-last-4, concat-last-4 "
+            f"or another number of layers, got {name!r}"
+        )
+    return match[1], int(match[2])
+
+
+def pool(name: str, hidden_states: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
+    """Apply the pooling of that name.
+
+    Args:
+        name: See `parse_pooling`.
+        hidden_states: Token vectors [B, T, D] of the layers; the last is enough for `cls`, `mean`, `max`.
+        attention_mask: 1 for a token, 0 for padding, [B, T]; no row all 0.
+
+    Returns:
+        [B, D], for `concat-last-L` [B, L·D].
+
+    Raises:
+        ValueError: No such pooling, or fewer layers than it takes.
+    """
+    kind, layers = parse_pooling(name)
+    if not layers:
+        return POOLINGS[kind](hidden_states[-1], attention_mask)
+    if layers > len(hidden_states):
+        raise ValueError(f"{name} takes {layers} layers, got {len(hidden_states)}")
+    return layer_pool(hidden_states[-layers:], attention_mask, kind)

@@ -17,7 +17,6 @@ class Profile:
         depth: Hits a query in a run before it is cut for keeping.
         query_max_length: Tokens a query is cut at.
         passage_max_length: Tokens a passage is cut at.
-        encode_batch_size: Texts encoded at once.
         train_batch_size: Pairs in a training batch.
         seeds: One training run each; the first also seeds everything else.
         num_passages: Cut the collection to so many passages; None keeps all.
@@ -35,7 +34,6 @@ class Profile:
     depth: int = 1000
     query_max_length: int = 64
     passage_max_length: int = 256
-    encode_batch_size: int = 32
     train_batch_size: int = 32
     seeds: tuple[int, ...] = (0, 1, 2)
     num_passages: int | None = None
@@ -46,7 +44,6 @@ class Profile:
             "depth",
             "query_max_length",
             "passage_max_length",
-            "encode_batch_size",
             "train_batch_size",
         ):
             if getattr(self, field) < 1:
@@ -75,7 +72,6 @@ PROFILES = {
             training_set="msmarco-tiny",
             base_model="microsoft/MiniLM-L12-H384-uncased",
             encoders=("all-MiniLM-L12-v2", "all-mpnet-base-v2"),
-            encode_batch_size=256,
             train_batch_size=128,
         ),
     )

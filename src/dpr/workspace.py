@@ -1,18 +1,18 @@
 """Where a notebook reads and writes, from its profile."""
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
-
 from dpr.collection import Collection
 from dpr.encoder import BiEncoder
-from dpr.files import atomic_path
+from dpr.encoding import Encoded, encode_collection
 from dpr.loading import load_collection, project_root
 from dpr.profiles import Profile, get_profile
 from dpr.results import hardware
+from dpr.two_encoders import TwoEncoders
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "pyserini", "ranx", "numpy")
 
@@ -66,24 +66,25 @@ class Workspace:
         """Where the Lucene index of these passages lies."""
         return self.root / "build" / "indexes" / f"{collection.name}-{collection.fingerprint}"
 
-    def vectors_file(self, encoder: BiEncoder, collection: Collection) -> Path:
-        """Where the passages' vectors are kept."""
-        name = f"{collection.fingerprint}-{encoder.fingerprint}.npy"
-        return self.root / "build" / "vectors" / name
-
-    def passage_vectors(self, encoder: BiEncoder, collection: Collection) -> np.ndarray:
+    def passage_vectors(
+        self,
+        encoder: BiEncoder | TwoEncoders,
+        collection: Collection,
+        poolings: Sequence[str] | None = None,
+        overflow: str = "truncate",
+    ) -> Encoded:
         """The passages' vectors, encoded once and kept by model, settings and collection.
 
-        Returns:
-            float32 [N, D], memory-mapped, in the order of `collection.passages`.
+        Args:
+            encoder: Its passage side encodes.
+            collection: What to encode.
+            poolings: Several poolings from one pass; by default the encoder's own.
+            overflow: `truncate` or `max_chunk`; see `encode_collection`.
         """
-        path = self.vectors_file(encoder, collection)
-        if not path.is_file():
-            contents = [passage.contents for passage in collection.passages]
-            vectors = encoder.encode_passages(contents, self.profile.encode_batch_size)
-            with atomic_path(path) as temporary, temporary.open("wb") as stream:
-                np.save(stream, vectors)
-        return np.load(path, mmap_mode="r")
+        what = "+".join([*(poolings or []), *([overflow] if overflow != "truncate" else [])])
+        name = "-".join(filter(None, [collection.fingerprint, encoder.passage.fingerprint, what]))
+        folder = self.root / "build" / "vectors" / name
+        return encode_collection(folder, encoder, collection, poolings=poolings, overflow=overflow)
 
 
 def environment() -> list[tuple[str, str]]:
