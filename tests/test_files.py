@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpr.files import atomic_path, read_jsonl, read_lines, write_text
+from dpr.files import atomic_folder, atomic_path, read_jsonl, read_lines, write_text
 
 # A line may hold anything but the two characters that end one.
 LINES = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n")), max_size=8)
@@ -66,6 +66,65 @@ def test_missing_parent_folders_are_made(tmp_path):
 def test_a_written_file_can_be_read_by_others(tmp_path):
     write_text(tmp_path / "run.trec", "text")
     assert (tmp_path / "run.trec").stat().st_mode & 0o777 == 0o644
+
+
+# --- atomic_folder -----------------------------------------------------------------------------
+
+
+def write_folder(path, *markers):
+    """Make or replace a folder with one new file."""
+    with atomic_folder(path, *markers) as temporary:
+        (temporary / "new").write_text("new")
+        assert temporary.parent == path.parent
+
+
+@pytest.mark.parametrize("marker", ["index.json", "deep/encoder.json"])
+def test_a_folder_with_any_of_the_markers_is_replaced_whole(tmp_path, marker):
+    path = tmp_path / "made"
+    (path / marker).parent.mkdir(parents=True)
+    (path / marker).write_text("old")
+    (path / "left-over").write_text("old")
+    write_folder(path, "modules.json", "index.json", "deep/encoder.json")
+    assert folder_content(path) == {"new": b"new"}
+    assert path.stat().st_mode & 0o777 == 0o755
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("old", ["nothing", "an empty folder"])
+def test_a_folder_is_made_where_there_is_nothing(tmp_path, old):
+    path = tmp_path / "deep" / "made"
+    if old == "an empty folder":
+        path.mkdir(parents=True)
+    write_folder(path, "index.json")
+    assert folder_content(path) == {"new": b"new"}
+
+
+@pytest.mark.parametrize("name", ["modules.json/file", "other.json"])
+def test_a_folder_with_none_of_the_markers_is_refused_and_both_are_named(tmp_path, name):
+    path = tmp_path / "mine"
+    (path / name).parent.mkdir(parents=True)
+    (path / name).write_text("years of work")
+    message = f"{path} has no modules.json or index.json: it holds something else and is not replaced"
+    with pytest.raises(ValueError, match=escape(message)):
+        write_folder(path, "modules.json", "index.json")
+    assert (path / name).read_text() == "years of work"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path, error):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "index.json").write_text("old")
+
+    def write_half():
+        with atomic_folder(tmp_path / "made", "index.json") as temporary:
+            (temporary / "new").write_text("half of the n")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert folder_content(tmp_path / "made") == {"index.json": b"old"}
+    assert list(tmp_path.iterdir()) == [tmp_path / "made"]
 
 
 # --- write_text --------------------------------------------------------------------------------

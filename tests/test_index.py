@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpr import exact as module
-from dpr.index import build_index
+from dpr.index import Index, build_index
 from dpr.trec import ordered_hits, read_run, write_run
 
 
@@ -204,10 +204,10 @@ def test_no_query_gives_no_hit():
         ((2, 0), ["a", "b"], "dot", "passage_emb must be [N, D] with N and D above 0, got shape (2, 0)"),
         ((3,), ["a", "b", "c"], "dot", "passage_emb must be [N, D] with N and D above 0, got shape (3,)"),
         ((2, 3, 1), ["a", "b"], "dot", "passage_emb must be [N, D] with N and D above 0"),
-        ((2, 3), ["a"], "dot", "2 vectors need as many distinct doc_ids, got 1"),
-        ((2, 3), ["a", "b", "c"], "dot", "2 vectors need as many distinct doc_ids, got 3"),
-        ((2, 3), ["a", "a"], "dot", "2 vectors need as many distinct doc_ids, got 1"),
-        ((2, 3), ["a", "b", "b"], "dot", "2 vectors need as many distinct doc_ids, got 2"),
+        ((2, 3), ["a"], "dot", "2 vectors need as many doc_ids, got 1"),
+        ((2, 3), ["a", "b", "c"], "dot", "2 vectors need as many doc_ids, got 3"),
+        ((2, 3), ["a", "b", "b"], "dot", "2 vectors need as many doc_ids, got 3"),
+        ((2, 3), ["a", "a"], "dot", "2 vectors need as many distinct doc_ids, got 1; documents in several"),
     ],
 )
 def test_vectors_ids_and_similarities_that_do_not_fit_are_refused(shape, doc_ids, similarity, message):
@@ -294,3 +294,119 @@ def test_a_run_can_always_be_written(scratch, search, similarity):
     )
     write_run(scratch / "run.trec", run)  # refuses scores that rise with rank
     assert (scratch / "run.trec").read_text().count("\n") == len(queries) * min(depth, len(passages))
+
+
+# --- chunks ------------------------------------------------------------------------------------
+
+
+def chunked(seed, num_documents, most, dimension=6):
+    """Rows of documents of one to so many chunks, in no order, and the document of each."""
+    rng = np.random.default_rng(seed)
+    owners = rng.permutation(np.repeat(np.arange(num_documents), rng.integers(1, most + 1, num_documents)))
+    return normals(seed, len(owners), dimension), [f"d{owner}" for owner in owners]
+
+
+def best_chunks(passage_emb, doc_ids, query_emb, similarity, depth):
+    """Each query's best documents by a loop over all chunks: the largest score of each document."""
+    best = []
+    for row in scores_in_float64(passage_emb, query_emb, similarity):
+        hits = {}
+        for doc_id, score in zip(doc_ids, row.tolist(), strict=True):
+            hits[doc_id] = max(score, hits.get(doc_id, -np.inf))
+        best.append(dict(sorted(hits.items(), key=lambda hit: -hit[1])[:depth]))
+    return best
+
+
+def assert_best_chunks(index, passage_emb, query_emb, depth):
+    """The index's run has the documents of the loop, in its order, with its scores."""
+    run = index.search_run(ids(len(query_emb)), query_emb, depth, "t")
+    expected = best_chunks(passage_emb, index.doc_ids, query_emb, index.similarity, depth)
+    assert list(run) == ids(len(query_emb))
+    for hits, best in zip(run.values(), expected, strict=True):
+        assert list(hits) == list(best)
+        assert list(hits.values()) == pytest.approx(list(best.values()), rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["exact", "faiss-hnsw"])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("depth", [1, 5, 39, 40])
+def test_a_document_has_the_score_of_its_best_chunk(kind, similarity, depth):
+    passages, doc_ids = chunked(0, 40, 9)
+    settings = {} if kind == "exact" else {"ef_search": 1000, "m": 64}
+    index = build_index(kind, passages, doc_ids, similarity, chunks=True, **settings)
+    assert len(doc_ids) > 150
+    assert_best_chunks(index, passages, normals(1, 7, 6), depth)
+
+
+@pytest.mark.parametrize("kind", ["exact", "faiss-ivf"])
+def test_one_document_with_all_the_best_chunks_does_not_push_the_others_out(kind):
+    passages, doc_ids = chunked(2, 12, 3)
+    near = normals(3, 1, 6) + normals(4, 150, 6) / 1000
+    passages, doc_ids = np.concatenate([passages, near]), [*doc_ids, *["near"] * 150]
+    settings = {} if kind == "exact" else {"num_lists": 4, "num_probes": 4}
+    index = build_index(kind, passages, doc_ids, "cosine", chunks=True, **settings)
+    assert_best_chunks(index, passages, np.concatenate([normals(3, 1, 6), normals(5, 4, 6)]), 5)
+
+
+@pytest.mark.parametrize("depth", [12, 13, 1000])
+def test_a_depth_beyond_the_documents_gives_each_of_them_once(depth):
+    passages, doc_ids = chunked(6, 12, 5)
+    index = build_index("exact", passages, doc_ids, "dot", chunks=True)
+    assert_best_chunks(index, passages, normals(7, 3, 6), depth)
+    run = index.search_run(["q"], normals(7, 1, 6), depth, "t")
+    assert sorted(run["q"]) == sorted(set(doc_ids))
+
+
+def test_documents_of_which_an_index_reaches_no_chunk_are_left_out():
+    passages, doc_ids = chunked(8, 60, 9)
+    index = build_index("faiss-ivf", passages, doc_ids, "dot", chunks=True, num_lists=6, num_probes=1)
+    queries = normals(9, 5, 6)
+    run = index.search_run(ids(5), queries, 60, "t")
+    reached = [{doc_ids[i] for i in row if i >= 0} for row in index.search(queries, len(doc_ids))[1].tolist()]
+    assert [set(hits) for hits in run.values()] == reached
+    assert max(map(len, reached)) < 60
+
+
+@given(searches(), st.sampled_from(["cosine", "dot"]), st.data())
+def test_whatever_the_chunks_scores_are_those_of_a_loop(search, similarity, data):
+    passages, queries, depth = search
+    documents = st.lists(st.sampled_from("abc"), min_size=len(passages), max_size=len(passages))
+    doc_ids = data.draw(documents, label="doc_ids")
+    index = build_index("exact", passages, doc_ids, similarity, chunks=True)
+    run = index.search_run(ids(len(queries)), queries, depth, "t")
+    best = best_chunks(passages, doc_ids, queries, similarity, 3)
+    for hits, scores in zip(run.values(), best, strict=True):
+        assert len(hits) == min(depth, len(set(doc_ids)))
+        assert list(hits.values()) == pytest.approx(list(scores.values())[:depth], rel=0, abs=1e-6)
+        assert hits == pytest.approx({doc_id: scores[doc_id] for doc_id in hits}, rel=0, abs=1e-6)
+
+
+def test_documents_with_one_row_each_need_no_chunks_and_may_have_them():
+    passages, queries = normals(10, 30, 6), normals(11, 4, 6)
+    plain, chunks = (
+        build_index("exact", passages, ids(30), "dot", chunks=chunks).search_run(ids(4), queries, 9, "t")
+        for chunks in (False, True)
+    )
+    assert plain == chunks
+    assert [list(hits) for hits in plain.values()] == [list(hits) for hits in chunks.values()]
+
+
+def test_an_index_says_whether_it_has_chunks_and_searches_rows_either_way():
+    passages, doc_ids = chunked(12, 9, 4)
+    index = build_index("exact", passages, doc_ids, "dot", chunks=True)
+    assert (index.chunks, index.doc_ids) == (True, doc_ids)
+    assert not exact_index(passages, ids(len(passages)), "dot").chunks
+    rows = exact_index(passages, ids(len(passages)), "dot").search(normals(13, 3, 6), 7)
+    for ours, theirs in zip(index.search(normals(13, 3, 6), 7), rows, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["exact", "faiss-flat"])
+def test_a_saved_index_still_has_its_chunks(kind, tmp_path):
+    passages, doc_ids = chunked(14, 20, 5)
+    build_index(kind, passages, doc_ids, "cosine", chunks=True).save(tmp_path / "chunks")
+    loaded = Index.load(tmp_path / "chunks")
+    assert (loaded.chunks, loaded.doc_ids) == (True, doc_ids)
+    assert_best_chunks(loaded, passages, normals(15, 3, 6), 9)
+    build_index(kind, passages, ids(len(passages)), "cosine").save(tmp_path / "rows")
+    assert not Index.load(tmp_path / "rows").chunks

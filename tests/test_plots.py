@@ -5,10 +5,12 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from dpr.ann import AnnResult
 from dpr.bm25 import Tuning
 from dpr.plots import (
     BLUE,
     RED,
+    plot_ann,
     plot_differences,
     plot_length_by_rank,
     plot_systems,
@@ -35,6 +37,14 @@ def systems(rng):
     return {"dense": rng.uniform(0.4, 1, size=30), "bm25": rng.uniform(0, 0.6, size=30)}
 
 
+def ann_result(kind, recall, queries_per_s):
+    """A measured setting that has this recall and speed."""
+    return AnnResult(kind, {}, False, recall, 0.9, 0.6, 0.0, 1.0, 1536, queries_per_s, 1.0)
+
+
+ANN = [ann_result("exact", 1.0, 100), ann_result("faiss-hnsw", 0.9, 400), ann_result("faiss-hnsw", 0.8, 300)]
+
+
 def every_figure(rng):
     """Name → a figure, one of each function, with as much in it as a notebook draws."""
     lengths = rng.poisson(200, size=100_000)
@@ -45,11 +55,12 @@ def every_figure(rng):
         "tuning": plot_tuning(Tuning(grid, "nDCG@10", 1.1, 0.6, "dev", 9), (0.9, 0.4), "The answer"),
         "differences": plot_differences(rng.normal(size=648), "nDCG@10", "The answer"),
         "length by rank": plot_length_by_rank(ranks, 180, 220, "The answer"),
+        "approximate": plot_ann(ANN * 9, "The answer"),
         "systems": plot_systems(systems(rng), {"bm25": 0.3}, "nDCG@10", "The answer"),
     }
 
 
-@pytest.mark.parametrize("name", ["token lengths", "tuning", "differences", "length by rank", "systems"])
+@pytest.mark.parametrize("name", [*every_figure(np.random.default_rng(0))])
 def test_a_figure_has_a_title_named_axes_and_a_small_png(rng, name):
     figure = every_figure(rng)[name]
     assert isinstance(figure, Figure)
@@ -124,6 +135,14 @@ def test_lengths_start_at_rank_one_beside_both_medians():
         np.testing.assert_array_equal(lines[system].get_ydata(), words)
     assert set(lines["all documents"].get_ydata()) == {180}
     assert set(lines["relevant documents"].get_ydata()) == {220}
+
+
+def test_every_setting_is_a_point_and_the_line_joins_those_that_nothing_beats():
+    axes = plot_ann(ANN, "title").axes[0]
+    points = {dots.get_label(): dots.get_offsets().tolist() for dots in axes.collections}
+    assert points == {"exact": [[1.0, 100.0]], "faiss-hnsw": [[0.9, 400.0], [0.8, 300.0]]}
+    assert axes.lines[0].get_xydata().tolist() == [[0.9, 400.0], [1.0, 100.0]]
+    assert axes.get_yscale() == "log"
 
 
 def test_systems_are_drawn_from_the_top_with_their_means_and_intervals(rng):

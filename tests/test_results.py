@@ -40,7 +40,7 @@ def save(folder, run, collection, **changes):
         "notebook": "05_dense_retrieval",
         "config": {"model": "m", "k1": 0.9},
         "depth": 300,
-        "wall_s": 1.239,
+        "wall_s": 1.23904,
     }
     return save_result(folder, run, collection, **settings | changes)
 
@@ -67,7 +67,7 @@ def test_a_saved_result_reads_back_as_it_was(tmp_path, deep_run, deep_collection
 
 
 def test_the_metadata_say_what_made_the_run(tmp_path, deep_run, deep_collection):
-    save(tmp_path, deep_run, deep_collection, seed=3, ablation=True)
+    save(tmp_path, deep_run, deep_collection, seed=3, ablation=True, index_bytes=1234)
     metadata = json.loads((tmp_path / "deep-system.json").read_text(encoding="utf-8"))
     means = evaluate(deep_collection.qrels, deep_run).means
     expected = {
@@ -87,7 +87,8 @@ def test_the_metadata_say_what_made_the_run(tmp_path, deep_run, deep_collection)
         "seed": 3,
         "ablation": True,
         "notebook": "05_dense_retrieval",
-        "wall_s": 1.24,
+        "wall_s": 1.239,
+        "index_bytes": 1234,
         "commit": git_commit(),
         "hardware": hardware(),
     }

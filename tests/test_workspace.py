@@ -11,6 +11,7 @@ from dpr import workspace
 from dpr.encoder import BiEncoder
 from dpr.profiles import get_profile
 from dpr.results import hardware
+from dpr.two_encoders import TwoEncoders
 from dpr.workspace import Workspace, environment
 
 
@@ -22,16 +23,14 @@ def encoder():
 
 
 @pytest.fixture
-def encoded(monkeypatch):
-    """Texts and batch size of each call of `encode_passages`, which still encodes."""
-    calls, encode = [], BiEncoder.encode_passages
-
-    def counted(self, passages, batch_size=32):
-        calls.append((list(passages), batch_size))
-        return encode(self, passages, batch_size)
-
-    monkeypatch.setattr(BiEncoder, "encode_passages", counted)
-    return calls
+def encoded(encoder):
+    """Rows of each batch that the encoder's model is given."""
+    rows = []
+    hook = encoder.model.register_forward_pre_hook(
+        lambda model, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    yield rows
+    hook.remove()
 
 
 # --- paths -------------------------------------------------------------------------------------
@@ -103,41 +102,64 @@ def test_the_smoke_profile_has_300_passages_and_40_queries(tmp_path):
 
 
 def test_passages_are_encoded_once_and_read_back_equal(tmp_path, tiny_collection, encoder, encoded):
-    space = Workspace(replace(get_profile("scifact"), encode_batch_size=4), tmp_path)
+    space = Workspace(get_profile("scifact"), tmp_path)
     first = space.passage_vectors(encoder, tiny_collection)
     second = space.passage_vectors(encoder, tiny_collection)
-    contents = [passage.contents for passage in tiny_collection.passages]
-    assert encoded == [(contents, 4)]
-    assert isinstance(second, np.memmap)
-    assert (second.dtype, second.shape) == (np.float32, (6, encoder.dimension))
-    np.testing.assert_array_equal(first, second)
-    one_by_one = [encoder.encode_passages([text])[0] for text in contents]
-    np.testing.assert_allclose(second, one_by_one, atol=1e-5)
-    [kept] = (tmp_path / "build" / "vectors").iterdir()
-    assert kept.name == f"{tiny_collection.fingerprint}-{encoder.fingerprint}.npy"
+    assert sum(encoded) == 6
+    assert isinstance(second.vectors, np.memmap)
+    assert (second.vectors.dtype, second.vectors.shape) == (np.float32, (6, encoder.dimension))
+    assert second.doc_ids == tiny_collection.doc_ids
+    np.testing.assert_array_equal(first.vectors, second.vectors)
+    one_by_one = [encoder.encode_passages([passage.contents])[0] for passage in tiny_collection.passages]
+    np.testing.assert_allclose(second.vectors, one_by_one, atol=1e-5)
+    assert [second.folder] == list((tmp_path / "build" / "vectors").iterdir())
+    assert tiny_collection.fingerprint in second.folder.name
 
 
 def test_other_passages_or_settings_are_encoded_anew(tmp_path, tiny_collection, encoder, encoded):
     space = Workspace(get_profile("scifact"), tmp_path)
-    vectors = space.passage_vectors(encoder, tiny_collection)
-    with_cls = space.passage_vectors(encoder.with_settings(pooling="cls"), tiny_collection)
-    assert not np.allclose(vectors, with_cls, atol=0.01)
+    vectors = space.passage_vectors(encoder, tiny_collection).vectors
+    with_prompt = space.passage_vectors(
+        encoder.with_settings(passage_prompt="zinc "), tiny_collection
+    ).vectors
+    assert not np.allclose(vectors, with_prompt, atol=0.01)
     backwards = replace(tiny_collection, passages=tiny_collection.passages[::-1])
-    np.testing.assert_allclose(space.passage_vectors(encoder, backwards), vectors[::-1], atol=1e-5)
-    assert len(encoded) == 3
+    np.testing.assert_allclose(space.passage_vectors(encoder, backwards).vectors, vectors[::-1], atol=1e-5)
+    assert sum(encoded) == 18
     space.passage_vectors(encoder, tiny_collection.with_split("train"))  # the same passages
-    assert len(encoded) == 3
+    assert sum(encoded) == 18
 
 
-def test_an_interrupted_encoding_leaves_nothing_behind(tmp_path, tiny_collection, encoder, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
+def test_another_pooling_of_the_same_weights_is_kept_beside(tmp_path, tiny_collection, encoder):
     space = Workspace(get_profile("scifact"), tmp_path)
-    monkeypatch.setattr(workspace.np, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        space.passage_vectors(encoder, tiny_collection)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    for pooling in ("mean", "cls", "mean"):
+        kept = space.passage_vectors(encoder.with_settings(pooling=pooling), tiny_collection)
+        assert list(kept.columns) == [pooling]
+
+
+def test_poolings_in_one_pass_and_chunks_are_kept_beside(tmp_path, tiny_collection, encoder):
+    space, poolings = Workspace(get_profile("scifact"), tmp_path), ["mean", "cls"]
+    short = encoder.with_settings(passage_max_length=6)
+    whole = space.passage_vectors(short, tiny_collection)
+    several = space.passage_vectors(short, tiny_collection, poolings)
+    chunks = space.passage_vectors(short, tiny_collection, overflow="max_chunk")
+    both = space.passage_vectors(short, tiny_collection, poolings, "max_chunk")
+    assert len({encoded.folder for encoded in (whole, several, chunks, both)}) == 4
+    assert [list(encoded.columns) for encoded in (several, both)] == [poolings, poolings]
+    assert [encoded.chunks for encoded in (whole, several, chunks, both)] == [False, False, True, True]
+    assert len(both.rows) == len(chunks.rows) > len(whole.rows) == len(several.rows) == 6
+    np.testing.assert_array_equal(several.of("mean"), whole.vectors)
+    np.testing.assert_array_equal(both.of("mean"), chunks.vectors)
+
+
+def test_a_pair_of_encoders_shares_the_vectors_of_its_passage_side(
+    tmp_path, tiny_collection, encoder, encoded
+):
+    space = Workspace(get_profile("scifact"), tmp_path)
+    alone = space.passage_vectors(encoder, tiny_collection)
+    pair = TwoEncoders(encoder.with_settings(query_prompt="query: "), encoder)
+    assert space.passage_vectors(pair, tiny_collection).folder == alone.folder
+    assert sum(encoded) == 6
 
 
 # --- environment -------------------------------------------------------------------------------

@@ -64,6 +64,7 @@ class BM25:
         self.folder, self.fingerprint, self.reused = folder, fingerprint, reused
         self._searcher = LuceneSearcher(str(folder / "lucene"))
         self.num_documents = self._searcher.num_docs
+        self.num_bytes: int = sum(path.stat().st_size for path in (folder / "lucene").iterdir())
 
     @classmethod
     def build(cls, collection: Collection, folder: Path | str) -> "BM25":

@@ -134,7 +134,17 @@ class BiEncoder:
     @property
     def fingerprint(self) -> str:
         """16 hex digits over settings and weights: a run made with it names the model exactly."""
-        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        return self._digest(list(asdict(self.config)))
+
+    @property
+    def passage_fingerprint(self) -> str:
+        """16 hex digits over weights and what else a passage's vector depends on, pooling aside."""
+        return self._digest(["normalize", "passage_max_length", "passage_prompt"])
+
+    def _digest(self, fields: list[str]) -> str:
+        """SHA-256 over some settings and all weights."""
+        settings = {field: getattr(self.config, field) for field in fields}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())

@@ -106,10 +106,11 @@ def encode_collection(
     poolings = list(poolings or [encoder.config.pooling])
     manifest = {
         "format": FORMAT,
-        "model": encoder.fingerprint,
-        "collection": collection.fingerprint,
-        "num_passages": len(collection.passages),
         "passage_max_length": encoder.config.passage_max_length,
+        "normalize": encoder.config.normalize,
+        "model": encoder.passage_fingerprint,
+        "num_passages": len(collection.passages),
+        "collection": collection.fingerprint,
         "poolings": {pooling: encoder.dimension_of(pooling) for pooling in poolings},
         "overflow": overflow,
         "dtype": dtype,

@@ -12,14 +12,14 @@ import torch
 from dpr.exact import exact_topk
 from dpr.exact_torch import exact_topk_torch
 
-# kind → its settings with their defaults; 0 lists means `num_lists(N)`
+# kind → its settings with their defaults; 0 means `num_lists(N)` lists, a byte for four dimensions
 SETTINGS: dict[str, dict[str, int]] = {
     "exact": {},
     "faiss-flat": {},
     "faiss-sqfp16": {},
     "faiss-hnsw": {"m": 32, "ef_construction": 200, "ef_search": 128},
     "faiss-ivf": {"num_lists": 0, "num_probes": 16},
-    "faiss-ivfpq": {"num_lists": 0, "num_probes": 16, "code_bytes": 96},
+    "faiss-ivfpq": {"num_lists": 0, "num_probes": 16, "code_bytes": 0},
     "hnswlib": {"m": 32, "ef_construction": 200, "ef_search": 128},
 }
 SEARCH_SETTINGS = ("ef_search", "num_probes")  # these can be changed after building
@@ -47,6 +47,8 @@ def chosen_settings(kind: str, settings: dict[str, int], count: int, dimension: 
     chosen = {**SETTINGS[kind], **settings}
     if chosen.get("num_lists") == 0:
         chosen["num_lists"] = num_lists(count)
+    if chosen.get("code_bytes") == 0:
+        chosen["code_bytes"] = max(1, dimension // 4)
     for name, value in chosen.items():
         check_setting(kind, name, value)
     needed = max(chosen.get("num_lists", 0), PQ_CENTROIDS if kind == "faiss-ivfpq" else 0)

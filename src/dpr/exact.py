@@ -35,7 +35,8 @@ def exact_topk(
 
     Beyond the vectors, each thread takes a block of scores and of vectors as float32 (up to 29 MiB at
     384 dimensions) and for each of at most `QUERY_BLOCK` queries up to `MANY` × depth candidates of
-    20 bytes, mostly twice the depth (20 MiB at depth 1000); a few queries at a time take N scores each.
+    20 bytes, mostly twice the depth (20 MiB at depth 1000). Where no bar is used, each thread takes N
+    scores for each of a few queries, 12 bytes a score.
 
     Args:
         query_emb: float32 [Q, D].
@@ -63,9 +64,16 @@ def exact_topk(
             ):
                 scores[rows[done]], positions[rows[done]] = found
                 left = np.setdiff1d(left, rows[done])
-    for few in range(0, len(left), FEW_QUERIES):
-        rows = left[few : few + FEW_QUERIES]
-        scores[rows], positions[rows] = _of_all(query_emb[rows], passage_emb, depth, scale)
+    search = partial(_of_all, passage_emb=passage_emb, depth=depth, scale=scale)
+    few = max(FEW_QUERIES, BLOCK_SCORES // len(passage_emb))
+    if len(left) <= few:
+        scores[left], positions[left] = search(query_emb[left])
+        return scores, positions
+    turns = math.ceil(len(left) / few / _num_threads())
+    groups = np.array_split(left, turns * _num_threads())
+    with _threads() as pool:
+        for rows, best in zip(groups, pool.map(search, (query_emb[rows] for rows in groups)), strict=True):
+            scores[rows], positions[rows] = best
     return scores, positions
 
 

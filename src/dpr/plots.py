@@ -7,10 +7,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from dpr.ann import AnnResult, pareto
 from dpr.bm25 import Tuning
 
 SIZE = (6.0, 3.5)  # inches
 BLUE, GREY, RED = "#3b6ea5", "#8a8a8a", "#c0504d"
+COLOURS = (BLUE, RED, "#5a9e6f", "#8064a2", "#d99a3d", "#4bacc6")
 
 
 class Plot(Figure):
@@ -87,12 +89,35 @@ def plot_length_by_rank(
 ) -> Plot:
     """Median words at each rank, float [depth] a system, beside the collection and the relevant ones."""
     figure, axes = _axes(title, "rank", "median words in a document")
-    for (system, words), colour in zip(by_rank.items(), (BLUE, RED, "#5a9e6f", "#8064a2"), strict=False):
+    for (system, words), colour in zip(by_rank.items(), COLOURS, strict=False):
         axes.plot(np.arange(1, len(words) + 1), words, marker="o", markersize=3, color=colour, label=system)
     axes.axhline(collection_median, color=GREY, linestyle="--", label="all documents")
     axes.axhline(relevant_median, color="black", linestyle=":", label="relevant documents")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def plot_ann(results: Sequence[AnnResult], title: str) -> Plot:
+    """Speed over recall of every kind and setting beside exact search, with the Pareto front."""
+    figure, axes = _axes(title, "recall@10 against exact search", "queries a second, all at once")
+    front = pareto(results)
+    axes.plot([r.recall_10 for r in front], [r.queries_per_s for r in front], color="black", linewidth=0.8)
+    kinds = dict.fromkeys(r.kind for r in results)
+    for kind, colour in zip(kinds, ("black", *COLOURS), strict=False):
+        rows = [r for r in results if r.kind == kind]
+        axes.scatter(
+            [r.recall_10 for r in rows],
+            [r.queries_per_s for r in rows],
+            color=colour,
+            marker="*" if kind == "exact" else "o",
+            s=120 if kind == "exact" else 22,
+            label=kind,
+            zorder=3,
+        )
+    axes.axvline(0.99, color=GREY, linestyle=":", linewidth=0.8)
+    axes.set_yscale("log")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
 
 

@@ -32,8 +32,8 @@ def results_table(folder: Path) -> str:
     if len(made_of) > 1:
         raise ValueError(f"{folder}: runs over different passages or queries; run the notebooks again")
     lines = [
-        f"| system | {' | '.join(COLUMNS)} | published nDCG@10 | run | notebook |",
-        f"|---|{'---:|' * (len(COLUMNS) + 1)}---|---|",
+        f"| system | {' | '.join(COLUMNS)} | published nDCG@10 | queries/s | index MiB | run | notebook |",
+        f"|---|{'---:|' * (len(COLUMNS) + 3)}---|---|",
     ]
     lines += [_row(result) for result in results.values()]
     return "\n".join([*lines, "", _caption(results)])
@@ -45,10 +45,14 @@ def _row(result: Result) -> str:
     full = result.metadata["pool"] == "full corpus"
     values = " | ".join(f"{means[metric]:.4f}" for metric in COLUMNS)
     run = f"runs/{result.collection}/{result.system}.trec.gz"
-    notebook = result.metadata["notebook"]
+    notebook, index_bytes = result.metadata["notebook"], result.metadata.get("index_bytes")
+    cost = "– | –"
+    if index_bytes is not None:
+        per_s = result.metadata["num_queries"] / result.metadata["wall_s"]
+        cost = f"{per_s:,.0f} | {index_bytes / 2**20:.1f}"
     return (
         f"| {result.system}{NOTES[BROAD_TRAINING in result.system]} | {values} "
-        f"| {f'{theirs.value:.4f}' if theirs and full else '–'} "
+        f"| {f'{theirs.value:.4f}' if theirs and full else '–'} | {cost} "
         f"| [run]({run}) | [{notebook[:2]}](notebooks/{notebook}.ipynb) |"
     )
 
@@ -59,7 +63,8 @@ def _caption(results: dict[str, Result]) -> str:
     depth = " or ".join(str(d) for d in sorted({r.metadata["depth"] for r in results.values()}))
     caption = (
         f"{metadata['num_queries']} {metadata['split']} queries, {metadata['pool']}, "
-        f"depth {depth}, {', '.join(sorted({r.metadata['hardware'] for r in results.values()}))}."
+        f"depth {depth}, {', '.join(sorted({r.metadata['hardware'] for r in results.values()}))}. "
+        "Queries/s: all at once, encoding them included."
     )
     smallest = {system: value for system, value in smallest_provable(results).items() if value > 0}
     if smallest:

@@ -52,6 +52,7 @@ def save_result(
     config: Mapping[str, Any],
     depth: int,
     wall_s: float,
+    index_bytes: int | None = None,
     seed: int | None = None,
     ablation: bool = False,
 ) -> Result:
@@ -65,6 +66,7 @@ def save_result(
         config: The system's settings and, for a model, its fingerprint; JSON values.
         depth: Hits asked for.
         wall_s: Seconds the search took, encoding of queries included.
+        index_bytes: What the searched index takes; None where none is searched, as in a fusion.
         seed: If anything was random.
         ablation: A variant shown to make a point, left out of the results table.
 
@@ -87,7 +89,8 @@ def save_result(
         "seed": seed,
         "ablation": ablation,
         "notebook": notebook,
-        "wall_s": round(wall_s, 2),
+        "wall_s": round(wall_s, 4),
+        "index_bytes": index_bytes,
         "made": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": git_commit(),
         "hardware": hardware(),

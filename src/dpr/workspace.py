@@ -1,17 +1,20 @@
 """Where a notebook reads and writes, from its profile."""
 
 import platform
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from dpr.collection import Collection
 from dpr.encoder import BiEncoder
 from dpr.encoding import Encoded, encode_collection
+from dpr.index import build_index
 from dpr.loading import load_collection, project_root
 from dpr.profiles import Profile, get_profile
-from dpr.results import hardware
+from dpr.results import Result, hardware, save_result
+from dpr.trec import Run
 from dpr.two_encoders import TwoEncoders
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "pyserini", "ranx", "numpy")
@@ -82,9 +85,59 @@ class Workspace:
             overflow: `truncate` or `max_chunk`; see `encode_collection`.
         """
         what = "+".join([*(poolings or []), *([overflow] if overflow != "truncate" else [])])
-        name = "-".join(filter(None, [collection.fingerprint, encoder.passage.fingerprint, what]))
+        name = "-".join(filter(None, [collection.fingerprint, encoder.passage.passage_fingerprint, what]))
         folder = self.root / "build" / "vectors" / name
         return encode_collection(folder, encoder, collection, poolings=poolings, overflow=overflow)
+
+    def search_dense(
+        self,
+        encoder: BiEncoder | TwoEncoders,
+        collection: Collection,
+        tag: str,
+        *,
+        notebook: str,
+        poolings: Sequence[str] | None = None,
+        overflow: str = "truncate",
+        ablation: bool = False,
+    ) -> tuple[Run, Result]:
+        """Search a collection exhaustively with an encoder, and keep the result in `runs/`.
+
+        The seconds kept are those of encoding the queries and searching.
+
+        Args:
+            encoder: Its pooling and similarity are used.
+            collection: Passages and queries.
+            tag: The system's name.
+            notebook: The notebook that asks, without ending.
+            poolings: Several poolings to encode in one pass, the encoder's own among them.
+            overflow: `truncate`, or `max_chunk` to score a passage by its best chunk.
+            ablation: A variant shown to make a point, left out of the results table.
+
+        Returns:
+            The run at the profile's depth, and the result as `save_result` gives it.
+        """
+        encoded = self.passage_vectors(encoder, collection, poolings, overflow)
+        config = encoder.config
+        index = build_index(
+            "exact", encoded.of(config.pooling), encoded.doc_ids, config.similarity, chunks=encoded.chunks
+        )
+        start = time.perf_counter()
+        query_emb = encoder.encode_queries(list(collection.queries.values()))
+        run = index.search_run(list(collection.queries), query_emb, self.profile.depth, tag)
+        wall_s = time.perf_counter() - start
+        about = {**asdict(config), "overflow": overflow, "model": encoder.fingerprint, "search": index.kind}
+        result = save_result(
+            self.runs,
+            run,
+            collection,
+            notebook=notebook,
+            config=about,
+            depth=self.profile.depth,
+            wall_s=wall_s,
+            index_bytes=index.num_bytes,
+            ablation=ablation,
+        )
+        return run, result
 
 
 def environment() -> list[tuple[str, str]]:
