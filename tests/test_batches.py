@@ -8,7 +8,7 @@ from re import escape
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dpr.batches import one_ahead, pad_batch, token_batches, workers
@@ -28,9 +28,10 @@ def test_every_text_is_in_one_batch_and_none_is_empty(lengths, batch_tokens):
 
 
 @given(LENGTHS, BUDGETS)
+@example([0, 0, 0], 2)
 def test_no_batch_when_padded_is_over_the_budget_but_a_single_text(lengths, batch_tokens):
     for batch in token_batches(lengths, batch_tokens):
-        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= batch_tokens
+        assert len(batch) == 1 or len(batch) * max(1, *(lengths[i] for i in batch)) <= batch_tokens
 
 
 @given(LENGTHS, BUDGETS)

@@ -433,9 +433,7 @@ def test_a_prompt_may_leave_room_for_a_single_token_and_no_less(plain_folder):
     encoder = load_tiny(plain_folder, passage_prompt=prompt, passage_max_length=7)
     tokens = encoder.tokenizer.tokenize("do masks help")
     assert encoder.encode_chunks(["do masks help"])[1].tolist() == [0] * len(tokens) == [0, 0, 0]
-    with pytest.raises(
-        ValueError, match=escape(f"passage_prompt {prompt!r} leaves 2 of 6 tokens for the passage")
-    ):
+    with pytest.raises(ValueError, match=escape(f"the prompt {prompt!r} leaves 2 of 6 tokens for a text")):
         encoder.with_settings(passage_max_length=6).encode_chunks(["do masks help"])
 
 
@@ -879,6 +877,16 @@ def test_a_model_without_segment_ids_encodes_too(mpnet_folder):
     vectors = encoder.encode_passages(["masks", text, "zinc shortens a cold"])
     np.testing.assert_allclose(vectors[1], cut, rtol=0, atol=1e-5)
     np.testing.assert_allclose(vectors[0], encoder.encode_passages(["masks"])[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("folder", ["plain_folder", "mpnet_folder"])
+def test_a_batch_is_padded_as_the_tokenizer_pads_it(folder, request):
+    encoder, seen = load_tiny(request.getfixturevalue(folder)), []
+    encoder.model.register_forward_pre_hook(lambda *arguments: seen.append(arguments[-1]), with_kwargs=True)
+    texts = sorted(TEXTS, key=lambda text: -len(encoder.tokenizer(text, truncation=True, max_length=16)[0]))
+    encoder.encode_passages(texts, 10_000)
+    padded = encoder.tokenizer(texts, truncation=True, max_length=16, padding=True)
+    assert {field: rows.tolist() for field, rows in seen[0].items() if field in padded} == dict(padded)
 
 
 def test_a_length_that_takes_a_position_kept_for_padding_is_refused(mpnet_folder):

@@ -24,7 +24,7 @@ PLAIN = {"pooling": "mean", "query_max_length": 8, "passage_max_length": 16}
 LINE = "masks filter droplets and vaccines protect the lungs of bats while zinc shortens a cold"
 WORDS = LINE.split()
 KILLS = int(os.environ.get("DPR_KILLS", "6"))
-COMPLETE = ["lock", "manifest.json", "timing.jsonl", "vectors.npy"]
+COMPLETE = ["lock", "manifest.json", "timing.json", "vectors.npy"]
 OF_THE_ENCODER = ("normalize", "passage_prompt", "passage_max_length", "precision")
 CHUNKED = {"overflow": "max_chunk", "poolings": ["mean", "concat-last-2"], "dtype": "float16"}
 
@@ -201,6 +201,14 @@ def test_half_the_bytes_are_the_same_vectors_rounded(encoder, tmp_path):
     np.testing.assert_array_equal(half.rows, single.rows.astype(np.float16))
 
 
+def test_a_batch_has_no_more_tokens_than_asked_for(encoder, tmp_path):
+    rows, _ = watch(encoder)
+    passages = [Passage(f"d{i}", "", "zinc " * 30) for i in range(10)]
+    collection = Collection("alike", passages, {}, {"test": {}})
+    encode_collection(tmp_path, encoder, collection, batch_tokens=3 * 16, shard_size=5)
+    assert sorted(rows) == [2, 2, 3, 3]
+
+
 @pytest.mark.parametrize("shard_size", [1, 5, 23])
 def test_chunks_on_disk_are_those_in_memory_each_with_its_document(encoder, tmp_path, shard_size):
     collection = made(23)
@@ -248,10 +256,12 @@ def test_what_is_encoded_can_be_searched(encoder, tmp_path, overflow):
 
 def test_the_speed_is_that_of_all_attempts_together(encoder, tmp_path):
     stop_after(12, tmp_path, encoder, made(23), shard_size=5)
+    for path in tmp_path.glob("shard-*.json"):
+        path.write_text('{"encode_s": 1000}')
     encoded = encode_collection(tmp_path, encoder, made(23), shard_size=5)
-    timed = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
-    assert [record["texts"] for record in timed] == [5, 5, 5, 5, 3]
-    assert encoded.texts_per_s == pytest.approx(23 / sum(record["encode_s"] for record in timed))
+    seconds = json.loads((tmp_path / "timing.json").read_text())["encode_s"]
+    assert 2000 < seconds < 3000
+    assert encoded.texts_per_s == 23 / seconds
     assert encode_collection(tmp_path, encoder, made(23), shard_size=5).texts_per_s == encoded.texts_per_s
     assert encoded.texts_per_s > 0
 
@@ -315,7 +325,7 @@ def test_poolings_in_another_order_are_refused(encoder, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dtype": "int8"}, "dtype must be 'float32' or 'float16', got 'int8'"),
+        ({"dtype": "int8"}, "dtype must be one of ('float32', 'float16'), got 'int8'"),
         ({"overflow": "cut"}, "overflow must be one of ('truncate', 'max_chunk'), got 'cut'"),
         ({"poolings": ["last"]}, "got 'last'"),
         ({"poolings": ["sum-last-3"]}, "sum-last-3: tiny-bert has 2 layers, not 3"),
@@ -447,8 +457,6 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(in_a_child, tmp_path
     assert sorted(killed) == sorted(whole) == sorted([*COMPLETE, "owners.npy"])
     for name in ("vectors.npy", "owners.npy", "manifest.json"):
         assert killed[name] == whole[name]
-    timed = [json.loads(line)["texts"] for line in killed["timing.jsonl"].splitlines()]
-    assert 24 * KILLS <= sum(timed) <= 24 * KILLS + 2 * KILLS  # a shard's time is written before the shard
 
 
 def test_killed_before_any_of_its_file_operations_it_ends_with_the_same_bytes(in_a_child, tmp_path):
@@ -517,16 +525,6 @@ def test_owners_that_cannot_be_put_together_are_named_and_all_shards_kept(in_a_c
     assert (error, file) == ("OSError", str(tmp_path / "owners.npy"))
     assert "make room and run again" in message
     assert in_a_child(tmp_path, collection, **settings) == "done"
-
-
-def test_a_time_that_cannot_be_written_costs_no_more_than_its_shard(encoder, in_a_child, tmp_path):
-    settings = {"shard_size": 1}
-    error, message, _ = in_a_child(tmp_path, made(40), file_bytes=815, **settings)
-    assert (error, "make room and run again" in message) == ("OSError", True)
-    assert len(shards(tmp_path)) == (tmp_path / "timing.jsonl").read_text().count("\n") > 10
-    encoded = encode_collection(tmp_path, encoder, made(40), **settings)
-    np.testing.assert_allclose(encoded.rows, encoder.encode_passages(texts_of(made(40))), rtol=0, atol=1e-5)
-    assert encoded.texts_per_s > 0
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ LAYERS = (  # from the top; a module imports from its own layer and those below
     {"report", "notebooks"},
     {"workspace", "plots", "analysis", "significance", "results", "claims"},
     {"bm25", "ann", "memory", "index", "engines", "exact", "exact_torch", "encoding"},
-    {"two_encoders", "encoder", "checkpoint", "batches", "pooling"},
+    {"two_encoders", "encoder", "checkpoint", "batches", "pooling", "tokens"},
     {"evaluation", "audit", "loading", "profiles", "published", "java"},
     {"docstrings", "download", "beir", "collection", "topics", "trec", "files"},
 )

@@ -233,17 +233,24 @@ def test_a_committed_run_has_the_metrics_of_its_table_against_the_real_judgement
 
 def test_the_readmes_code_runs_and_its_number_is_the_runs(tmp_path, monkeypatch, capsys):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    [code] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", readme, re.DOTALL))
     [said] = re.findall(r"# (0\.\d{4})\n", code)
     assert (
         f"{load_result(ROOT / 'runs' / 'scifact', 'all-MiniLM-L6-v2').evaluation.means['nDCG@10']:.4f}"
         == said
     )
     monkeypatch.chdir(tmp_path)
-    small = code.replace('load_collection("scifact")', 'load_collection("docstrings").sample(60, 10)')
+    small = code.replace('load_collection("scifact")', 'load_collection("docstrings").sample(400, 10)')
     assert small != code
     exec(compile(small, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert 0.5 < float(printed.split()[0]) <= 1
     assert "Comparison(system='dense', metric='nDCG@10'" in printed
     assert len(read_run(tmp_path / "dense.trec.gz")) == 10
+    assert [line.split()[0] for line in printed.splitlines() if line.startswith(("exact", "faiss"))] == [
+        "exact",
+        "faiss-hnsw",
+        "faiss-ivf",
+    ]
+    [planned] = re.findall(r"# GiB for MS MARCO: ([\d.]+)\n", code)
+    assert float(printed.split()[-1]) == pytest.approx(float(planned), abs=0.05)

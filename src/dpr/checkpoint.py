@@ -15,10 +15,10 @@ import torch
 
 from dpr.files import atomic_folder, write_text
 from dpr.pooling import POOLINGS, parse_pooling
+from dpr.tokens import MIN_LENGTH
 
 OWN_FORM, TRANSFORMER = "encoder.json", "transformer"
 MARKERS = ("modules.json", OWN_FORM)  # one of them is in every folder that `save_container` writes
-MIN_LENGTH = 3  # tokens: two special ones and one of text
 SIMILARITIES = ("cosine", "dot")
 OFFLINE_MODEL = "all-MiniLM-L6-v2"
 OFFLINE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from dpr.batches import one_ahead, pad_batch, token_batches, workers
 from dpr.checkpoint import (
-    MIN_LENGTH,
     EncoderConfig,
     find_checkpoint,
     fit_container,
@@ -28,9 +27,9 @@ from dpr.checkpoint import (
     save_container,
 )
 from dpr.pooling import parse_pooling, pool
+from dpr.tokens import tokenize
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-OVERFLOWS = ("truncate", "max_chunk")
 CPU_BATCH, GPU_BATCH = 1_024, 65_536  # tokens in a batch
 BLOCK = 8_192  # texts tokenised ahead, when their vectors are kept in memory
 
@@ -47,6 +46,7 @@ class BiEncoder:
         model: The transformer, in float32 unless moved.
         tokenizer: Its tokenizer.
         precision: What it computes in when encoding: a key of `PRECISIONS`.
+        dimension: D, the length of a vector.
     """
 
     def __init__(self, container, name: str, config: EncoderConfig, precision: str):
@@ -55,7 +55,7 @@ class BiEncoder:
         self._container = container  # a SentenceTransformer whose parts agree with config
         self.name, self.config, self.precision = name, config, precision
         self.model, self.tokenizer = container[0].auto_model, container.tokenizer
-        self._check_pooling(config.pooling)
+        self.dimension = self.dimension_of(config.pooling)
         longest = max_tokens(self.model)
         if max(config.query_max_length, config.passage_max_length) > longest:
             raise ValueError(
@@ -121,14 +121,17 @@ class BiEncoder:
         """What encodes the passages: itself, as one encoder serves both sides; see `TwoEncoders`."""
         return self
 
-    @property
-    def dimension(self) -> int:
-        """D, the length of a vector."""
-        return self.dimension_of(self.config.pooling)
-
     def dimension_of(self, pooling: str) -> int:
-        """The length of a vector under another pooling."""
+        """The length of a vector under another pooling.
+
+        Raises:
+            ValueError: An unknown pooling, or one over more layers than there are.
+        """
         kind, layers = parse_pooling(pooling)
+        if layers > self.model.config.num_hidden_layers:
+            raise ValueError(
+                f"{pooling}: {self.name} has {self.model.config.num_hidden_layers} layers, not {layers}"
+            )
         return self.model.config.hidden_size * (layers if kind == "concat" else 1)
 
     @property
@@ -224,58 +227,35 @@ class BiEncoder:
             for each text, with `max_chunk` one or more.
 
         Raises:
-            ValueError: An unknown overflow or pooling, a batch of no tokens.
+            ValueError: An unknown side, overflow or pooling, a batch of no tokens, a prompt that leaves no
+                room.
         """
-        if overflow not in OVERFLOWS:
-            raise ValueError(f"overflow must be one of {OVERFLOWS}, got {overflow!r}")
+        settings = {
+            "queries": (self.config.query_prompt, self.config.query_max_length),
+            "passages": (self.config.passage_prompt, self.config.passage_max_length),
+        }
+        if side not in settings:
+            raise ValueError(f"side must be one of {', '.join(settings)}, got {side!r}")
+        prompt, max_length = settings[side]
         poolings = list(poolings or [self.config.pooling])
-        for pooling in poolings:
-            self._check_pooling(pooling)
+        dimension = sum(map(self.dimension_of, poolings))
         self.model.eval()
         embed, device = partial(self._embed, poolings=poolings), self.model.device.type
         with workers(device) as pool, ThreadPoolExecutor(1) as ahead:
-            tokenised = (ahead.submit(self._tokenize, block, side, overflow) for block in blocks)
+            tokenised = (
+                ahead.submit(tokenize, self.tokenizer, block, prompt, max_length, overflow)
+                for block in blocks
+            )
             for tokens, owners in one_ahead(tokenised):
                 lengths = [len(row["input_ids"]) for row in tokens]
                 batches = token_batches(lengths, self.batch_tokens if batch_tokens is None else batch_tokens)
                 begun = np.diff(owners, prepend=-1)
-                vectors = np.empty((len(tokens), sum(map(self.dimension_of, poolings))), dtype=np.float32)
+                vectors = np.empty((len(tokens), dimension), dtype=np.float32)
                 embedded = pool.map(embed, ([tokens[i] for i in rows] for rows in batches))
                 for rows, found in zip(batches, embedded, strict=True):
                     vectors[rows] = found
                     progress(int(begun[rows].sum()))
                 yield vectors, owners
-
-    def _tokenize(
-        self, texts: Sequence[str], side: str, overflow: str
-    ) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
-        """Token rows, each field → int64 [T], and the text that each row is of."""
-        prompt, max_length = {
-            "queries": (self.config.query_prompt, self.config.query_max_length),
-            "passages": (self.config.passage_prompt, self.config.passage_max_length),
-        }[side]
-        if overflow == "truncate":
-            found = self.tokenizer([prompt + text for text in texts], truncation=True, max_length=max_length)
-            owners = range(len(texts))
-        else:
-            inserted = self.tokenizer(prompt, add_special_tokens=False)
-            room = max_length - len(inserted["input_ids"])
-            if room < MIN_LENGTH:
-                raise ValueError(
-                    f"passage_prompt {prompt!r} leaves {room} of {max_length} tokens for the passage"
-                )
-            found = self.tokenizer(
-                list(texts), truncation=True, max_length=room, return_overflowing_tokens=True
-            )
-            owners = found.pop("overflow_to_sample_mapping")
-            if prompt:  # after the special tokens that stand before any text
-                at = self.tokenizer(prompt)["input_ids"].index(inserted["input_ids"][0])
-                for field, rows in found.items():
-                    found[field] = [row[:at] + inserted[field] + row[at:] for row in rows]
-        rows = [
-            dict(zip(found, map(np.asarray, row), strict=True)) for row in zip(*found.values(), strict=True)
-        ]
-        return rows, np.asarray(owners, dtype=np.int64)
 
     @torch.inference_mode()
     def _embed(self, tokens: list[dict[str, np.ndarray]], poolings: list[str]) -> np.ndarray:
@@ -295,14 +275,6 @@ class BiEncoder:
         if self.config.normalize:
             pooled = [torch.nn.functional.normalize(vectors, dim=-1) for vectors in pooled]
         return torch.cat(pooled, dim=-1).cpu().numpy()
-
-    def _check_pooling(self, pooling: str) -> None:
-        """Refuse a pooling over more layers than there are."""
-        layers = parse_pooling(pooling)[1]
-        if layers > self.model.config.num_hidden_layers:
-            raise ValueError(
-                f"{pooling}: {self.name} has {self.model.config.num_hidden_layers} layers, not {layers}"
-            )
 
     def save(self, folder: Path | str) -> None:
         """Write a folder that `from_pretrained` reads, all or nothing.

@@ -22,10 +22,13 @@ from tqdm import tqdm
 
 from dpr.collection import Collection
 from dpr.encoder import BiEncoder
-from dpr.files import atomic_path, read_jsonl, write_text
+from dpr.files import atomic_path, write_text
+from dpr.tokens import OVERFLOWS
 from dpr.two_encoders import TwoEncoders
 
 CPU_SHARD, GPU_SHARD = 1_024, 16_384  # passages
+DTYPES = ("float32", "float16")
+MANIFEST, TIMING, LOCK = "manifest.json", "timing.json", "lock"
 FORMAT = 1
 
 
@@ -95,15 +98,22 @@ def encode_collection(
 
     Raises:
         ValueError: The folder holds vectors of another model, collection or setting, which the
-            message names; another process is encoding into it; a damaged shard; an unknown dtype,
-            overflow or pooling.
+            message names; another process is encoding into it; a damaged shard; no passages; a
+            dtype, overflow, pooling or size that cannot be.
         OSError: The disk is full; shards already written stay.
     """
     folder, encoder = Path(folder), encoder.passage
-    if dtype not in ("float32", "float16"):
-        raise ValueError(f"dtype must be 'float32' or 'float16', got {dtype!r}")
     on_cpu = encoder.model.device.type == "cpu"
     poolings = list(poolings or [encoder.config.pooling])
+    shard_size = (CPU_SHARD if on_cpu else GPU_SHARD) if shard_size is None else shard_size
+    batch_tokens = encoder.batch_tokens if batch_tokens is None else batch_tokens
+    for name, value, known in (("dtype", dtype, DTYPES), ("overflow", overflow, OVERFLOWS)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {known}, got {value!r}")
+    sizes = {"shard_size": shard_size, "batch_tokens": batch_tokens, "passages": len(collection.passages)}
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     manifest = {
         "format": FORMAT,
         "passage_max_length": encoder.config.passage_max_length,
@@ -111,30 +121,34 @@ def encode_collection(
         "model": encoder.passage_fingerprint,
         "num_passages": len(collection.passages),
         "collection": collection.fingerprint,
-        "poolings": {pooling: encoder.dimension_of(pooling) for pooling in poolings},
+        "poolings": [[pooling, encoder.dimension_of(pooling)] for pooling in poolings],
         "overflow": overflow,
         "dtype": dtype,
         "precision": encoder.precision,
-        "shard_size": shard_size or (CPU_SHARD if on_cpu else GPU_SHARD),
-        "batch_tokens": batch_tokens or encoder.batch_tokens,
+        "shard_size": shard_size,
+        "batch_tokens": batch_tokens,
     }
-    _claim(folder, manifest)
-    if not (folder / "vectors.npy").is_file():
+    _compare(folder, manifest)
+    if not (folder / "vectors.npy").is_file() or any(folder.glob("shard-*")):
+        folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            _encode_missing(folder, encoder, collection, manifest)
-            _assemble(folder, manifest)
-    for path in folder.glob("shard-*.npy"):
-        path.unlink()
+            _compare(folder, manifest)
+            write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+            if not (folder / "vectors.npy").is_file():
+                _encode_missing(folder, encoder, collection, manifest)
+                _assemble(folder, manifest)
+            for path in folder.glob("shard-*"):
+                path.unlink()
     return _open(folder, manifest, collection.doc_ids)
 
 
-def _claim(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest into a new folder, or compare it with the one that is there."""
-    path = folder / "manifest.json"
+def _compare(folder: Path, manifest: dict[str, Any]) -> None:
+    """Refuse a folder that holds something else or vectors made otherwise."""
+    path = folder / MANIFEST
     if not path.is_file():
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} has no manifest.json: it holds something else; name another folder")
-        write_text(path, json.dumps(manifest, indent=1) + "\n")
+        if folder.exists() and not (folder.is_dir() and all(_ours(entry) for entry in folder.iterdir())):
+            raise ValueError(f"{folder} has no {MANIFEST}: it holds something else; name another folder")
+        return
     found = json.loads(path.read_text(encoding="utf-8"))
     for field, wanted in manifest.items():
         if found.get(field) != wanted:
@@ -144,21 +158,26 @@ def _claim(folder: Path, manifest: dict[str, Any]) -> None:
             )
 
 
+def _ours(entry: Path) -> bool:
+    """Whether an entry may be what a killed process left before it had written the manifest."""
+    return entry.name == LOCK or entry.name.startswith(f".{MANIFEST}.")
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of the folder, and remove what a killed one had half written."""
-    with (folder / "lock").open("w") as stream:
+    with (folder / LOCK).open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"{folder}: another process is encoding into this folder; wait for it") from None
-        for left_over in folder.glob(".*.npy"):
+        for left_over in folder.glob(".*"):
             left_over.unlink()
         yield
 
 
 def _shards(folder: Path, manifest: dict[str, Any]) -> list[tuple[Path, range]]:
-    """Each shard's file and passages."""
+    """Each shard's file and passages; beside the file lie its seconds and, of chunks, its owners."""
     count, size = manifest["num_passages"], manifest["shard_size"]
     starts = range(0, count, size)
     return [
@@ -170,7 +189,12 @@ def _shards(folder: Path, manifest: dict[str, Any]) -> list[tuple[Path, range]]:
 def _encode_missing(folder: Path, encoder: BiEncoder, collection: Collection, manifest) -> None:
     """Encode and write each shard that is not there."""
     shards = _shards(folder, manifest)
-    missing = [(path, rows) for path, rows in shards if not path.is_file()]
+    chunks = manifest["overflow"] == "max_chunk"
+    missing = [
+        (path, rows)
+        for path, rows in shards
+        if not (path.is_file() and (not chunks or path.with_suffix(".owners.npy").is_file()))
+    ]
     _check_space(folder, manifest, len(shards) - len(missing))
     blocks = ([collection.passages[i].contents for i in rows] for _, rows in missing)
     count = manifest["num_passages"]
@@ -179,7 +203,7 @@ def _encode_missing(folder: Path, encoder: BiEncoder, collection: Collection, ma
         encoded = encoder.encode_blocks(
             blocks,
             overflow=manifest["overflow"],
-            poolings=list(manifest["poolings"]),
+            poolings=[pooling for pooling, _ in manifest["poolings"]],
             batch_tokens=manifest["batch_tokens"],
             progress=bar.update,
         )
@@ -187,9 +211,8 @@ def _encode_missing(folder: Path, encoder: BiEncoder, collection: Collection, ma
         for (path, rows), (vectors, owners) in zip(missing, encoded, strict=True):
             seconds = time.perf_counter() - start
             with _writing(path):
-                with (folder / "timing.jsonl").open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps({"texts": len(rows), "encode_s": round(seconds, 3)}) + "\n")
-                if manifest["overflow"] == "max_chunk":
+                write_text(path.with_suffix(".json"), json.dumps({"encode_s": seconds}))
+                if chunks:
                     _save(path.with_suffix(".owners.npy"), owners + rows.start)
                 _save(path, vectors.astype(manifest["dtype"], copy=False))
             start = time.perf_counter()
@@ -197,7 +220,7 @@ def _encode_missing(folder: Path, encoder: BiEncoder, collection: Collection, ma
 
 def _check_space(folder: Path, manifest: dict[str, Any], num_done: int) -> None:
     """Refuse to begin what cannot end."""
-    row_bytes = sum(manifest["poolings"].values()) * np.dtype(manifest["dtype"]).itemsize
+    row_bytes = _width(manifest) * np.dtype(manifest["dtype"]).itemsize
     done = min(num_done * manifest["shard_size"], manifest["num_passages"])
     needed = (2 * manifest["num_passages"] - done) * row_bytes  # once in shards, once put together
     free = shutil.disk_usage(folder).free
@@ -228,17 +251,27 @@ def _save(path: Path, array: np.ndarray) -> None:
 def _assemble(folder: Path, manifest: dict[str, Any]) -> None:
     """Put the shards together in order."""
     paths = [path for path, _ in _shards(folder, manifest)]
-    if manifest["overflow"] == "max_chunk":
-        _save(
-            folder / "owners.npy", np.concatenate([_load(path.with_suffix(".owners.npy")) for path in paths])
-        )
-    shape = (sum(len(_load(path)) for path in paths), sum(manifest["poolings"].values()))
+    shape = (sum(len(_load(path)) for path in paths), _width(manifest))
     header = {"descr": np.dtype(manifest["dtype"]).str, "fortran_order": False, "shape": shape}
+    seconds = [
+        json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["encode_s"] for path in paths
+    ]
+    with _writing(folder / TIMING):
+        write_text(folder / TIMING, json.dumps({"encode_s": sum(seconds)}))
+    if manifest["overflow"] == "max_chunk":
+        owners = np.concatenate([_load(path.with_suffix(".owners.npy")) for path in paths])
+        with _writing(folder / "owners.npy"):
+            _save(folder / "owners.npy", owners)
     vectors = folder / "vectors.npy"
     with _writing(vectors), atomic_path(vectors) as temporary, temporary.open("wb") as stream:
         np.lib.format.write_array_header_1_0(stream, header)
         for path in paths:
             stream.write(np.ascontiguousarray(_load(path)).data)
+
+
+def _width(manifest: dict[str, Any]) -> int:
+    """ΣD, over all poolings."""
+    return sum(dimension for _, dimension in manifest["poolings"])
 
 
 def _load(path: Path) -> np.ndarray:
@@ -254,9 +287,11 @@ def _open(folder: Path, manifest: dict[str, Any], doc_ids: list[str]) -> Encoded
     chunks = manifest["overflow"] == "max_chunk"
     if chunks:
         doc_ids = [doc_ids[i] for i in np.load(folder / "owners.npy")]
-    ends = np.cumsum(list(manifest["poolings"].values())).tolist()
-    starts = [0, *ends[:-1]]
-    columns = {p: slice(a, b) for p, a, b in zip(manifest["poolings"], starts, ends, strict=True)}
-    timed = [record for _, record in read_jsonl(folder / "timing.jsonl")]
-    texts_per_s = sum(t["texts"] for t in timed) / sum(t["encode_s"] for t in timed)
-    return Encoded(folder, _load(folder / "vectors.npy"), doc_ids, columns, chunks, texts_per_s)
+    ends = np.cumsum([dimension for _, dimension in manifest["poolings"]]).tolist()
+    columns = {
+        pooling: slice(end - dimension, end)
+        for (pooling, dimension), end in zip(manifest["poolings"], ends, strict=True)
+    }
+    seconds = json.loads((folder / TIMING).read_text(encoding="utf-8"))["encode_s"]
+    vectors = _load(folder / "vectors.npy")
+    return Encoded(folder, vectors, doc_ids, columns, chunks, manifest["num_passages"] / seconds)

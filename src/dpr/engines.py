@@ -12,7 +12,7 @@ import torch
 from dpr.exact import exact_topk
 from dpr.exact_torch import exact_topk_torch
 
-# kind → its settings with their defaults; 0 means `num_lists(N)` lists, a byte for four dimensions
+# kind → its settings with their defaults; 0 means `num_lists(N)` lists, about a byte for four dimensions
 SETTINGS: dict[str, dict[str, int]] = {
     "exact": {},
     "faiss-flat": {},
@@ -48,7 +48,7 @@ def chosen_settings(kind: str, settings: dict[str, int], count: int, dimension: 
     if chosen.get("num_lists") == 0:
         chosen["num_lists"] = num_lists(count)
     if chosen.get("code_bytes") == 0:
-        chosen["code_bytes"] = max(1, dimension // 4)
+        chosen["code_bytes"] = max(c for c in range(1, max(2, dimension // 4 + 1)) if dimension % c == 0)
     for name, value in chosen.items():
         check_setting(kind, name, value)
     needed = max(chosen.get("num_lists", 0), PQ_CENTROIDS if kind == "faiss-ivfpq" else 0)

@@ -48,7 +48,7 @@ class Index:
 
     @property
     def exhaustive(self) -> bool:
-        """Whether a search compares a query with every vector: then nothing about it is approximate."""
+        """Whether a search looks at every vector, so that only compression or rounding can make it miss."""
         if "num_probes" in self.settings:
             return self.settings["num_probes"] >= self.settings["num_lists"]
         return "ef_search" not in self.settings

@@ -84,8 +84,8 @@ class Workspace:
             poolings: Several poolings from one pass; by default the encoder's own.
             overflow: `truncate` or `max_chunk`; see `encode_collection`.
         """
-        what = "+".join([*(poolings or []), *([overflow] if overflow != "truncate" else [])])
-        name = "-".join(filter(None, [collection.fingerprint, encoder.passage.passage_fingerprint, what]))
+        what = "+".join([*(poolings or [encoder.passage.config.pooling]), overflow])
+        name = f"{collection.fingerprint}-{encoder.passage.passage_fingerprint}-{what}"
         folder = self.root / "build" / "vectors" / name
         return encode_collection(folder, encoder, collection, poolings=poolings, overflow=overflow)
 
