@@ -153,15 +153,22 @@ def _score_blocks(
 
 
 def _best(scores: np.ndarray, positions: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `depth` largest of each row, in order; of equal scores the smaller position first."""
-    if scores.shape[1] > depth:
-        kept = np.argpartition(scores, scores.shape[1] - depth, axis=1)[:, -depth:]
-        last = np.take_along_axis(scores, kept, 1).min(axis=1, keepdims=True)
-        for row in np.flatnonzero((scores >= last).sum(axis=1) > depth):  # equal scores on both sides
-            kept[row] = np.lexsort((positions[row], -scores[row]))[:depth]
-        scores, positions = np.take_along_axis(scores, kept, 1), np.take_along_axis(positions, kept, 1)
-    order = np.lexsort((positions, -scores), axis=1)
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(positions, order, 1)
+    """The `depth` largest of each row, in order; of equal scores the smaller position first.
+
+    Score and position become one whole number that sorts so: in the upper half the score's bits, turned
+    to fall as it rises, in the lower half the position.
+    """
+    bits = _ascending(np.ascontiguousarray(scores + np.float32(0)).view(np.int32))  # no -0.0
+    keys = (~bits).astype(np.int64) << 32 | positions
+    if keys.shape[1] > depth:
+        keys = np.partition(keys, depth - 1, axis=1)[:, :depth]
+    keys.sort(axis=1)
+    return _ascending(~(keys >> 32).astype(np.int32)).view(np.float32), keys & 0xFFFFFFFF
+
+
+def _ascending(bits: np.ndarray) -> np.ndarray:
+    """A float32's bits as an int32 that rises as it does, or the other way round."""
+    return bits ^ (bits >> 31 & 0x7FFFFFFF)
 
 
 def _num_threads() -> int:
