@@ -172,9 +172,20 @@ def test_every_notebook_runs_from_top_to_bottom_on_the_smallest_profile(monkeypa
     printed = capsys.readouterr().out
     build = ROOT / "build" / "smoke"
     results = load_results(build / "runs" / "docstrings", ablations=True)
-    assert set(results) == {
-        *("bm25", "bm25-tuned", "all-MiniLM-L6-v2", "all-MiniLM-L6-v2-cls", "rrf-bm25-all-MiniLM-L6-v2")
-    }
+    variants = (
+        "cls",
+        "max",
+        "mean-last-4",
+        "sum-last-4",
+        "concat-last-4",
+        "raw-cosine",
+        "raw-dot",
+        "max-chunk",
+    )
+    ablations = {f"all-MiniLM-L6-v2-{variant}" for variant in variants}
+    systems = {"bm25", "bm25-tuned", "all-MiniLM-L6-v2", "rrf-bm25-all-MiniLM-L6-v2"}
+    assert set(results) == systems | ablations
+    assert {system for system, result in results.items() if result.metadata["ablation"]} == ablations
     for path in NOTEBOOKS:
         assert f"{path.name} done" in printed
         assert "on `smoke`" in read(build / "notebooks" / path.name).cells[0].source
