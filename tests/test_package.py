@@ -14,10 +14,21 @@ import dpr
 LAYERS = (  # from the top; a module imports from its own layer and those below
     {"report", "notebooks"},
     {"workspace", "plots", "analysis", "significance", "results", "claims"},
+    {"training", "tracking", "trainer", "training_settings", "negatives"},
     {"bm25", "ann", "memory", "index", "engines", "exact", "exact_torch", "encoding"},
-    {"two_encoders", "encoder", "checkpoint", "batches", "pooling", "tokens"},
+    {"collator", "losses", "two_encoders", "encoder", "checkpoint", "batches", "pooling", "tokens"},
     {"evaluation", "audit", "loading", "profiles", "published", "java"},
-    {"docstrings", "download", "beir", "collection", "topics", "trec", "files"},
+    {
+        "training_data",
+        "docstrings",
+        "download",
+        "beir",
+        "collection",
+        "topics",
+        "trec",
+        "files",
+        "provenance",
+    },
 )
 UPWARD = {("collection", "audit")}  # `Collection.audit` imports its report when it is called
 HEAVY = (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import ftfy.badness
 import numpy as np
 
-from dpr.collection import Collection
+from dpr.collection import Collection, normalise
 
 PERCENTILES = (50, 90, 99, 100)
 
@@ -126,18 +126,13 @@ def token_lengths(texts, tokenizer) -> np.ndarray:
     return np.array([len(ids) for ids in encoded["input_ids"]])
 
 
-def normalise_query(text: str) -> str:
-    """A query's text with case and white space evened out, for telling equal ones."""
-    return " ".join(text.casefold().split())
-
-
 def _shared_queries(collection: Collection) -> list[str]:
     """Queries of this split whose normalised text also stands in another split."""
     others = {
-        normalise_query(collection.all_queries[query_id])
+        normalise(collection.all_queries[query_id])
         for split, qrels in collection.all_qrels.items()
         if split != collection.split
         for query_id in qrels
         if query_id in collection.all_queries
     }
-    return [q for q, text in collection.queries.items() if normalise_query(text) in others]
+    return [q for q, text in collection.queries.items() if normalise(text) in others]

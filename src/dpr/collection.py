@@ -33,6 +33,15 @@ def join_title_text(title: str, text: str) -> str:
     return " ".join(part for part in (title.strip(), text.strip()) if part)
 
 
+def normalise(text: str) -> str:
+    r"""A text with case and white space evened out: in this form queries and texts are told apart.
+
+    >>> normalise(" Add\n two  ")
+    'add two'
+    """
+    return " ".join(text.casefold().split())
+
+
 @dataclass(frozen=True, eq=False)
 class Collection:
     """Passages with the queries and judgements of one split; the other splits are kept beside.
@@ -104,7 +113,7 @@ class Collection:
         """The same passages with the queries and judgements of another split."""
         return replace(self, split=split)
 
-    def sample(self, num_passages: int, num_queries: int) -> "Collection":
+    def sample(self, num_passages: int, num_queries: int, keep: Iterable[str] = ()) -> "Collection":
         """Cut to a smaller collection, the same each time, in which the kept queries can be solved.
 
         Queries with a relevant passage are taken by the hash of their id; all their relevant
@@ -114,6 +123,8 @@ class Collection:
         Args:
             num_passages: How many passages to keep; more where the relevant ones alone are more.
             num_queries: How many queries of this split to keep; other splits are dropped.
+            keep: doc_ids to keep before others, such as what a system finds for the queries, so that
+                the sample is not too easy to search.
 
         Raises:
             ValueError: A number below 1.
@@ -129,7 +140,10 @@ class Collection:
         qrels = {q: grades for q, grades in self.qrels.items() if q in query_ids}
         relevant = {d for grades in qrels.values() for d, grade in grades.items() if grade > 0}
         relevant &= self.by_id.keys()
-        others = sorted((d for d in self.doc_ids if d not in relevant), key=stable_hash)
+        first = set(keep)
+        others = sorted(
+            (d for d in self.doc_ids if d not in relevant), key=lambda d: (d not in first, stable_hash(d))
+        )
         kept = relevant.union(others[: max(0, num_passages - len(relevant))])
         passages = [passage for passage in self.passages if passage.doc_id in kept]
         return Collection(

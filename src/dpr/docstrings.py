@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from dpr.collection import Collection, Passage, hold_out_dev
+from dpr.collection import Collection, Passage, hold_out_dev, normalise
 from dpr.trec import Qrels
 
 TEST_PACKAGES = ("networkx", "numpy", "sympy")
@@ -212,12 +212,3 @@ def judge(documented: Iterable[Documented]) -> tuple[dict[str, str], Qrels]:
         queries[query_id] = sources[0].query
         qrels[query_id] = {d: 1 for source in sources for d in same_text[normalise(source.passage.text)]}
     return queries, qrels
-
-
-def normalise(text: str) -> str:
-    r"""Lower case, with single spaces: in this form texts are compared.
-
-    >>> normalise(" Add\n two  ")
-    'add two'
-    """
-    return " ".join(text.lower().split())

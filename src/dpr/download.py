@@ -1,4 +1,4 @@
-"""BEIR collections over the net: fetched with resuming, checked by md5, unpacked with care."""
+"""Data over the net: fetched with resuming, checked, unpacked with care."""
 
 import logging
 import lzma
@@ -31,6 +31,9 @@ BEIR_MD5 = {
     "fever": "5a818580227bfb4b35bb6fa46d9b6c03",
     "climate-fever": "8b66f0a9126c521bae2bde127b4dc99d",
 }  # cqadupstack is not here: its archive holds twelve collections
+MSMARCO_TINY_URL = "https://storage.googleapis.com/unicamp-dl/ia368dd_2023s1/msmarco"
+MSMARCO_TINY = "msmarco_triples.train.tiny.tsv"
+MSMARCO_TINY_BYTES, MSMARCO_TINY_LINES = 8_076_179, 11_000
 ATTEMPTS = 5  # in a row that bring no new byte, before a download is given up
 BACKOFF_S = 0.5  # wait after a failure, doubled with each fruitless one
 TIMEOUT_S = (10, 60)  # to connect; without a byte
@@ -86,6 +89,43 @@ def download_beir(name: str, folder: Path | str, base_url: str = BEIR_URL) -> Pa
     return target
 
 
+def download_msmarco_tiny(folder: Path | str, base_url: str = MSMARCO_TINY_URL) -> Path:
+    """Fetch the 11,000 triples of MS MARCO "tiny" into `folder/msmarco-tiny`, unless they are there.
+
+    A download that breaks off is kept as a `.part` and continued. No checksum of the file was
+    published: its size and its lines are counted.
+
+    Args:
+        folder: Where data lies; made if it is missing.
+        base_url: The address that the file is found under.
+
+    Returns:
+        `folder/msmarco-tiny`, which holds the file.
+
+    Raises:
+        ValueError: Another size or number of lines; what was fetched is removed.
+        FileNotFoundError: The server has no such file.
+        ConnectionError: As `download_beir`.
+
+    Source: the course's notebooks (query, positive, negative; no header).
+    """
+    target = Path(folder) / "msmarco-tiny"
+    if (target / MSMARCO_TINY).is_file():
+        return target
+    target.mkdir(parents=True, exist_ok=True)
+    part, fetched = (target / f"{MSMARCO_TINY}{ending}" for ending in (".part", ".fetched"))
+    _download(f"{base_url}/{MSMARCO_TINY}", str(fetched), None, part)
+    data = fetched.read_bytes()
+    if (len(data), data.count(b"\n")) != (MSMARCO_TINY_BYTES, MSMARCO_TINY_LINES):
+        fetched.unlink()
+        raise ValueError(
+            f"{base_url}/{MSMARCO_TINY}: got {len(data):,} bytes and {data.count(10):,} lines, expected "
+            f"{MSMARCO_TINY_BYTES:,} and {MSMARCO_TINY_LINES:,}; removed, the file there is another one now"
+        )
+    fetched.replace(target / MSMARCO_TINY)
+    return target
+
+
 def _download(url: str, output_file: str, _pooch: object, part: Path) -> None:
     """Bring `url` to `output_file` by way of `part`, in as many requests as that takes."""
     furthest = failures = 0
@@ -112,10 +152,7 @@ def _fetch_rest(url: str, part: Path) -> None:
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={size}-"} if size else {})}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
         if response.status_code in (404, 410):
-            known = ", ".join(sorted(BEIR_MD5))
-            raise FileNotFoundError(
-                f"{url}: not on the server ({response.status_code}); known names: {known}"
-            )
+            raise FileNotFoundError(f"{url}: not on the server ({response.status_code})")
         content_range = response.headers.get("Content-Range", "")
         if response.status_code == 416 and content_range == f"bytes */{size}":
             return  # nothing left to ask for: all was there before

@@ -117,8 +117,13 @@ class BiEncoder:
         return BiEncoder(self._container, self.name, replace(self.config, **settings), self.precision)
 
     @property
+    def query(self) -> "BiEncoder":
+        """What encodes the queries: itself, as one encoder serves both sides; see `TwoEncoders`."""
+        return self
+
+    @property
     def passage(self) -> "BiEncoder":
-        """What encodes the passages: itself, as one encoder serves both sides; see `TwoEncoders`."""
+        """What encodes the passages: itself."""
         return self
 
     def dimension_of(self, pooling: str) -> int:
@@ -261,20 +266,38 @@ class BiEncoder:
     def _embed(self, tokens: list[dict[str, np.ndarray]], poolings: list[str]) -> np.ndarray:
         """Vectors of one batch: float32 [B, ΣD]."""
         device, dtype = self.model.device, PRECISIONS[self.precision]
+        batch = {field: rows.to(device) for field, rows in self.pad(tokens).items()}
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return torch.cat(self.embed(batch, poolings), dim=-1).cpu().numpy()
+
+    def pad(self, tokens: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+        """Pad B tokenised texts to one batch, each field int64 [B, T]; on a GPU T is a multiple of 8."""
         pad_with = {
             "input_ids": self.tokenizer.pad_token_id,
             "token_type_ids": self.tokenizer.pad_token_type_id,
         }
-        batch = pad_batch(tokens, pad_with, 1 if device.type == "cpu" else 8)
-        batch = {field: rows.to(device) for field, rows in batch.items()}
+        return pad_batch(tokens, pad_with, 1 if self.model.device.type == "cpu" else 8)
+
+    def embed(
+        self, batch: dict[str, torch.Tensor], poolings: Sequence[str] | None = None
+    ) -> list[torch.Tensor]:
+        """The vectors of a padded batch, in the graph: what training differentiates and `encode…` calls.
+
+        Args:
+            batch: As `pad` makes it, on the model's device.
+            poolings: By default the encoder's own.
+
+        Returns:
+            For each pooling [B, D] in float32, of length 1 where the encoder normalises.
+        """
+        poolings = poolings or [self.config.pooling]
         several = any(parse_pooling(pooling)[1] for pooling in poolings)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            out = self.model(**batch, output_hidden_states=several)
+        out = self.model(**batch, output_hidden_states=several)
         layers = out.hidden_states if several else [out.last_hidden_state]  # each [B, T, D]
         pooled = [pool(pooling, layers, batch["attention_mask"]).float() for pooling in poolings]
         if self.config.normalize:
             pooled = [torch.nn.functional.normalize(vectors, dim=-1) for vectors in pooled]
-        return torch.cat(pooled, dim=-1).cpu().numpy()
+        return pooled
 
     def save(self, folder: Path | str) -> None:
         """Write a folder that `from_pretrained` reads, all or nothing.

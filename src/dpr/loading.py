@@ -1,10 +1,11 @@
-"""Finding a collection by name: embedded, in a folder, or downloaded."""
+"""Finding a collection or training data by name: embedded, in a folder, or downloaded."""
 
 import os
 from pathlib import Path
 
 from dpr.beir import read_beir
 from dpr.collection import Collection
+from dpr.training_data import TrainingData, from_collection, read_training_tsv
 
 MARKERS = ("pyproject.toml", "notebooks")
 
@@ -63,3 +64,39 @@ def find_data(name: str) -> Path | None:
         if not places[0].is_dir():
             raise FileNotFoundError(f"DPR_DATA_DIR={places[0]}: no such folder; unset it or make it")
     return next((place / name for place in places if (place / name).exists()), None)
+
+
+def load_training_data(name_or_file: str | Path, max_bad_lines: int = 0) -> TrainingData:
+    """Load training data by name or from a file.
+
+    Args:
+        name_or_file: `msmarco-tiny` (downloaded into `data/` where it is missing); the name of a folder
+            in `$DPR_DATA_DIR` or `data/` with one .tsv file, such as `squad-triples`; a .tsv file's
+            path; or a collection and its split, such as `scifact/train`.
+        max_bad_lines: Malformed lines of a file that may be skipped.
+
+    Raises:
+        FileNotFoundError: None of these.
+        ValueError: A folder with another number of .tsv files; what `read_training_tsv`,
+            `from_collection` and `load_collection` refuse.
+    """
+    name = str(name_or_file)
+    if name.endswith((".tsv", ".tsv.gz")):
+        return read_training_tsv(name, max_bad_lines=max_bad_lines)
+    collection, slash, split = name.rpartition("/")
+    if slash:
+        return from_collection(load_collection(collection, split))
+    folder = find_data(name)
+    if folder is None and name == "msmarco-tiny":
+        from dpr.download import download_msmarco_tiny
+
+        folder = download_msmarco_tiny(project_root() / "data")
+    if folder is None:
+        raise FileNotFoundError(
+            f"no training data {name!r}; known: msmarco-tiny, a folder in data/ or $DPR_DATA_DIR with a .tsv "
+            f"file, a .tsv file's path, or a collection's split such as scifact/train"
+        )
+    files = sorted(folder.glob("*.tsv"))
+    if len(files) != 1:
+        raise ValueError(f"{folder}: expected one .tsv file of training data, found {len(files)}")
+    return read_training_tsv(files[0], name, max_bad_lines)

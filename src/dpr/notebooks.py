@@ -19,7 +19,7 @@ import nbformat
 from dpr.files import atomic_path
 from dpr.loading import project_root
 from dpr.profiles import get_profile
-from dpr.results import hardware
+from dpr.provenance import hardware
 
 PARAMETER = re.compile(r"^([A-Z][A-Z0-9_]*)(\s*=\s*)(.+?)(\s*#.*)?$")
 RENDERED = re.compile(r"^\*Rendered .*\*$", re.MULTILINE)

@@ -3,9 +3,6 @@
 import csv
 import io
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +12,7 @@ from typing import Any
 from dpr.collection import Collection
 from dpr.evaluation import METRICS, Evaluation, evaluate
 from dpr.files import read_lines, write_text
+from dpr.provenance import git_commit, hardware
 from dpr.trec import Run, read_run, write_run
 
 KEPT_DEPTH = 100  # hits a query in the kept run file; deeper metrics are in the table beside it
@@ -163,32 +161,3 @@ def load_results(folder: Path | str, ablations: bool = False) -> dict[str, Resul
     results = [load_result(folder, system) for system in systems]
     kept = [result for result in results if ablations or not result.metadata["ablation"]]
     return {r.system: r for r in sorted(kept, key=lambda r: (-r.evaluation.means["nDCG@10"], r.system))}
-
-
-def git_commit() -> str:
-    """The commit the code stands at, with `+` where src/ differs from it; `unknown` outside git."""
-    try:
-        root = _git("rev-parse", "--show-toplevel")
-        changed = _git("-C", root, "status", "--porcelain", "--", "src")
-        return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _git(*arguments: str) -> str:
-    """What git prints."""
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
-
-
-def hardware() -> str:
-    """The processor, its cores, and the GPU if torch is loaded and sees one, in one line."""
-    import torch
-
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next(
-            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
-        )
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{model}, {os.cpu_count()} cores{gpu}"

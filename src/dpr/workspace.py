@@ -13,7 +13,8 @@ from dpr.encoding import Encoded, encode_collection
 from dpr.index import build_index
 from dpr.loading import load_collection, project_root
 from dpr.profiles import Profile, get_profile
-from dpr.results import Result, hardware, save_result
+from dpr.provenance import hardware
+from dpr.results import Result, save_result
 from dpr.trec import Run
 from dpr.two_encoders import TwoEncoders
 

@@ -1,0 +1,112 @@
+"""The settings of a training run."""
+
+import math
+from dataclasses import dataclass
+
+from dpr.encoder import PRECISIONS
+
+SCHEDULES = ("linear", "cosine")
+VALIDATION_METRICS = ("nDCG@10", "RR@10", "R@100")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a bi-encoder is trained.
+
+    Args:
+        num_epochs: Passes over the queries; ignored where `num_steps` is given.
+        num_steps: Optimiser steps, in the place of `num_epochs`.
+        batch_size: Queries that share their passages as negatives.
+        num_negatives: Hard negatives a query, as far as the data has them.
+        temperature: What similarities are divided by in the loss.
+        symmetric: Whether passages also choose among the queries of the batch.
+        learning_rate: At its highest, after the warm-up.
+        schedule: `linear` or `cosine`, from there down to the floor.
+        warmup_share: Share of the steps over which the learning rate rises from 0.
+        floor_share: The last learning rate, as a share of the highest; above 0.
+        weight_decay: AdamW's, on weights other than biases and layer norms.
+        max_grad_norm: Gradients are scaled down to this norm.
+        accumulation: Batches a step; their negatives stay apart.
+        precision: `float32`, `bfloat16` or `float16`; the weights stay in float32. None: bfloat16 on a
+            GPU, else float32.
+        dropout: Sets every dropout rate of the model; None leaves its own.
+        pass_tokens: Tokens that go through the model at once; None: a whole batch on a GPU, 2,048 on a CPU.
+        gradient_caching: Keep the activations of one pass at a time, computed again when its gradient
+            is due: the memory of a pass for any batch size, one more forward pass of time.
+        activation_checkpointing: The same by layers of the model, within a pass.
+        eval_every: Steps between evaluations, each with a checkpoint; 0 for the end only.
+        log_every: Steps between lines of the history; a divisor of `eval_every`.
+        metric: Which of nDCG@10, RR@10 and R@100 over the validation pool picks the checkpoint.
+        patience: Evaluations without a better one after which training stops; None for never.
+        seed: Of order, choice and dropout.
+
+    Raises:
+        ValueError: A value outside its range; names field and value.
+
+    Source: Gao et al. 2021, Scaling deep contrastive learning batch size (gradient caching).
+    """
+
+    num_epochs: float = 1.0
+    num_steps: int | None = None
+    batch_size: int = 32
+    num_negatives: int = 1
+    temperature: float = 0.05
+    symmetric: bool = False
+    learning_rate: float = 3e-5
+    schedule: str = "linear"
+    warmup_share: float = 0.1
+    floor_share: float = 0.05
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    accumulation: int = 1
+    precision: str | None = None
+    dropout: float | None = None
+    pass_tokens: int | None = None
+    gradient_caching: bool = False
+    activation_checkpointing: bool = False
+    eval_every: int = 0
+    log_every: int = 10
+    metric: str = "nDCG@10"
+    patience: int | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, low, high in (
+            ("num_epochs", 0, math.inf),
+            ("temperature", 0, math.inf),
+            ("learning_rate", -1e-300, math.inf),
+            ("floor_share", 0, 1),
+            ("max_grad_norm", 0, math.inf),
+        ):
+            if not low < getattr(self, name) <= high:
+                raise ValueError(
+                    f"{name} must be above {max(low, 0):g} and at most {high}, got {getattr(self, name)}"
+                )
+        for name, low in (
+            ("batch_size", 2),
+            ("num_negatives", 0),
+            ("accumulation", 1),
+            ("eval_every", 0),
+            ("log_every", 1),
+            ("weight_decay", 0),
+        ):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        for name in ("num_steps", "pass_tokens", "patience"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be None or at least 1, got {getattr(self, name)}")
+        for name in ("warmup_share", "dropout"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        for name, known in (
+            ("schedule", SCHEDULES),
+            ("metric", VALIDATION_METRICS),
+            ("precision", (None, *PRECISIONS)),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        if self.eval_every % self.log_every:
+            raise ValueError(
+                f"log_every must divide eval_every, got {self.log_every} and {self.eval_every}: a run that "
+                f"goes on from a checkpoint would log other averages"
+            )
