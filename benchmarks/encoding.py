@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from dpr import BiEncoder, load_collection
 from dpr.checkpoint import find_checkpoint
-from dpr.results import hardware
+from dpr.provenance import hardware
 
 MAX_LENGTH = 256
 

@@ -14,7 +14,7 @@ import faiss
 import numpy as np
 
 from dpr.index import build_index
-from dpr.results import hardware
+from dpr.provenance import hardware
 
 DIMENSION, DEPTH = 384, 1000
 QUERIES = (1, 50, 1000)

@@ -33,40 +33,56 @@ class Record:
 class TrainingSequence(Dataset):
     """The records of a whole training run, in order: a pure function of data, seed and position.
 
-    Each epoch takes all queries in another random order; what does not fill a batch is left to another
-    epoch. A query's epochs take its positives in turn, highest grades first and at random within a
-    grade, and its negatives in turn from the first given on. As nothing depends on what came before, a
-    run that starts again at a batch sees what it would have seen.
+    As nothing depends on what came before, a run that starts again at a batch sees what it would have
+    seen. Each epoch has another random order; what does not fill a batch is left to another epoch.
+
+    An epoch takes each query once, with one of its positives: in turn, highest grades first and at
+    random within a grade. Where queries have many positives (NFCorpus: 43), it can take each passage
+    once instead, with so many of its queries in turn: many queries for the price of one passage.
 
     Args:
         data: Examples and passages.
         batch_size: Records in a batch.
         num_batches: Batches in the whole run.
         seed: Of order and choice.
-        num_negatives: Hard negatives a record; a query with fewer gives those it has.
+        num_negatives: Hard negatives a record, in turn from the first on; a query with fewer gives
+            those it has.
+        queries_per_passage: Records a passage in an epoch over passages; None for one over queries.
 
     Raises:
-        ValueError: More records in a batch than queries, or a number out of range.
+        ValueError: More records in a batch than in an epoch, or a number out of range.
     """
 
     def __init__(
-        self, data: TrainingData, batch_size: int, num_batches: int, seed: int, num_negatives: int = 1
+        self,
+        data: TrainingData,
+        batch_size: int,
+        num_batches: int,
+        seed: int,
+        num_negatives: int = 1,
+        queries_per_passage: int | None = None,
     ):
-        if not 2 <= batch_size <= len(data.examples):
-            raise ValueError(
-                f"batch_size must be from 2 to {len(data.examples)}, the queries of {data.name}, got "
-                f"{batch_size}"
-            )
         if num_batches < 1 or num_negatives < 0:
             raise ValueError(
                 f"num_batches must be at least 1 and num_negatives at least 0, got {num_batches} and "
                 f"{num_negatives}"
             )
         self.data, self.seed, self.num_negatives = data, seed, num_negatives
-        self.batches_per_epoch = len(data.examples) // batch_size
+        self.queries_per_passage = queries_per_passage
+        self._queries_of: dict[str, list[int]] = {}
+        for number, example in enumerate(data.examples):
+            for doc_id in example.positives:
+                self._queries_of.setdefault(doc_id, []).append(number)
+        per_epoch = len(self._pairs(0))
+        if not 2 <= batch_size <= per_epoch:
+            raise ValueError(
+                f"batch_size must be from 2 to {per_epoch}, the records of an epoch of {data.name}, got "
+                f"{batch_size}"
+            )
+        self.batches_per_epoch = per_epoch // batch_size
         self._per_epoch = self.batches_per_epoch * batch_size
         self._length = num_batches * batch_size
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        self._current: tuple[int, list[tuple[int, str]]] = (-1, [])
 
     def __len__(self) -> int:
         return self._length
@@ -75,22 +91,37 @@ class TrainingSequence(Dataset):
         if not 0 <= position < self._length:
             raise IndexError(position)
         epoch, place = divmod(position, self._per_epoch)
-        if self._order[0] != epoch:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.data.examples))
-            self._order = (epoch, order)
-        number = int(self._order[1][place])
+        if self._current[0] != epoch:
+            self._current = (epoch, self._pairs(epoch))
+        number, positive = self._current[1][place]
         example = self.data.examples[number]
-        # another order of the positives in each round through them
-        turn, at = divmod(epoch, len(example.positives))
-        shuffled = np.random.default_rng([self.seed, number, turn]).permutation(len(example.positives))
-        grades = list(example.positives.values())
-        doc_ids = list(example.positives)
-        positive = doc_ids[sorted(shuffled, key=lambda i: -grades[i])[at]]
         count = min(self.num_negatives, len(example.negatives))
         negatives = tuple(
             example.negatives[(epoch * count + i) % len(example.negatives)] for i in range(count)
         )
         return Record(example, positive, negatives)
+
+    def _pairs(self, epoch: int) -> list[tuple[int, str]]:
+        """The number of the example and the positive of each record of an epoch, in order."""
+        rng = np.random.default_rng([self.seed, epoch])
+        if self.queries_per_passage is None:
+            return [(n, self._positive(n, epoch)) for n in rng.permutation(len(self.data.examples)).tolist()]
+        pairs = []
+        doc_ids = list(self._queries_of)
+        for place in rng.permutation(len(doc_ids)).tolist():
+            numbers = self._queries_of[doc_ids[place]]
+            count = min(self.queries_per_passage, len(numbers))
+            shuffled = np.random.default_rng([self.seed, place]).permutation(len(numbers))
+            turn = (np.arange(count) + epoch * count) % len(numbers)
+            pairs += [(numbers[i], doc_ids[place]) for i in shuffled[turn]]
+        return pairs
+
+    def _positive(self, number: int, epoch: int) -> str:
+        """The positive that a query has in an epoch; in each round through them another order."""
+        doc_ids, grades = zip(*self.data.examples[number].positives.items(), strict=True)
+        turn, place = divmod(epoch, len(doc_ids))
+        shuffled = np.random.default_rng([self.seed, number, turn]).permutation(len(doc_ids))
+        return doc_ids[sorted(shuffled, key=lambda i: -grades[i])[place]]
 
 
 class Collator:
@@ -104,10 +135,18 @@ class Collator:
         data: Where the records come from.
         pass_tokens: Most tokens, padding included, that go through the model at once; a batch is split
             into passes of texts of like length. None for the whole batch in one.
+        all_positives: Whether every positive of a query that is in a batch counts, not that of its
+            record alone; the others are no negatives in either case.
     """
 
-    def __init__(self, encoder: BiEncoder | TwoEncoders, data: TrainingData, pass_tokens: int | None = None):
-        self.encoder, self.pass_tokens = encoder, pass_tokens
+    def __init__(
+        self,
+        encoder: BiEncoder | TwoEncoders,
+        data: TrainingData,
+        pass_tokens: int | None = None,
+        all_positives: bool = False,
+    ):
+        self.encoder, self.pass_tokens, self.all_positives = encoder, pass_tokens, all_positives
         self._text_keys = data.text_keys
         config, doc_ids = encoder.config, list(data.passages)
         queries = [example.query for example in data.examples]
@@ -122,24 +161,37 @@ class Collator:
         self.passage_tokens = dict(zip(doc_ids, found, strict=True))
 
     def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
-        """Put B records with M hard negatives in all into a batch.
+        """Put records into a batch of B queries and P passages, each text once.
 
         Returns:
             `queries` and `passages`: passes, each with the padded fields [b, T] and `rows` [b], the
-            places of its texts; passages are the B positives and then the M negatives.
-            `not_negative`: bool [B, B + M], passages that are positives of the query, or copies of one.
+            places of its texts; passages are the positives and then the hard negatives.
+            `positives`: bool [B, P], the positives that count: those of the records, or with
+            `all_positives` every one in the batch.
+            `not_negative`: bool [B, P], passages that are positives of the query, or copies of one.
         """
+        examples = {r.example.query_id: r.example for r in records}
         doc_ids = [r.positive for r in records] + [d for r in records for d in r.negatives]
-        keys = [self._text_keys[doc_id] for doc_id in doc_ids]
-        not_negative = torch.zeros(len(records), len(doc_ids), dtype=torch.bool)
-        for row, record in enumerate(records):
-            relevant = {self._text_keys[doc_id] for doc_id in record.example.positives}
-            not_negative[row] = torch.tensor([key in relevant for key in keys])
-        queries = [self.query_tokens[r.example.query_id] for r in records]
-        passages = [self.passage_tokens[doc_id] for doc_id in doc_ids]
+        by_text: dict[str, str] = {}
+        for doc_id in doc_ids:
+            by_text.setdefault(self._text_keys[doc_id], doc_id)
+        columns = {key: column for column, key in enumerate(by_text)}
+        rows = {query_id: row for row, query_id in enumerate(examples)}
+        not_negative = torch.zeros(len(rows), len(columns), dtype=torch.bool)
+        for query_id, example in examples.items():
+            keys = {self._text_keys[doc_id] for doc_id in example.positives}
+            not_negative[rows[query_id], [columns[key] for key in keys if key in columns]] = True
+        positives = not_negative
+        if not self.all_positives:
+            positives = torch.zeros_like(not_negative)
+            for record in records:
+                positives[rows[record.example.query_id], columns[self._text_keys[record.positive]]] = True
         return {
-            "queries": self._passes(self.encoder.query, queries),
-            "passages": self._passes(self.encoder.passage, passages),
+            "queries": self._passes(self.encoder.query, [self.query_tokens[q] for q in rows]),
+            "passages": self._passes(
+                self.encoder.passage, [self.passage_tokens[d] for d in by_text.values()]
+            ),
+            "positives": positives,
             "not_negative": not_negative,
         }
 

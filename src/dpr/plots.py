@@ -156,3 +156,16 @@ def plot_systems(
         axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
     axes.set_xlim(left=0)
     return figure
+
+
+def plot_overfit(losses: Mapping[str, Sequence[float]], chance: float, below: float, title: str) -> Plot:
+    """Training loss over the steps, float [steps] a variant, with chance and what it must fall below."""
+    figure, axes = _axes(title, "step", "training loss")
+    for (name, values), colour in zip(losses.items(), COLOURS, strict=False):
+        steps = np.arange(1, len(values) + 1)
+        axes.plot(steps, np.maximum(values, 1e-5), color=colour, label=name, marker="o", markersize=3)
+    axes.axhline(chance, color=GREY, linestyle="--", label=f"chance, ln B = {chance:.2f}")
+    axes.axhline(below, color="black", linestyle=":", label=f"must fall below {below:.3f}")
+    axes.set_yscale("log")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure

@@ -1,6 +1,8 @@
 """The profiles: the same notebooks, from two cores and no network to the full task on a GPU."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from dpr.training_settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,10 @@ class Profile:
         depth: Hits a query in a run before it is cut for keeping.
         query_max_length: Tokens a query is cut at.
         passage_max_length: Tokens a passage is cut at.
-        train_batch_size: Pairs in a training batch.
+        training: How the bi-encoder is fine-tuned, apart from the seed.
+        training_length: Tokens a passage is cut at in training; shorter than in search it is quicker.
+        hard_negatives: Whether BM25's finds are hard negatives; a set of triples keeps its own.
+        pool_size: Passages of the pool that validation searches.
         seeds: One training run each; the first also seeds everything else.
         num_passages: Cut the collection to so many passages; None keeps all.
         num_queries: Cut to so many queries of a split; None keeps all.
@@ -34,25 +39,21 @@ class Profile:
     depth: int = 1000
     query_max_length: int = 64
     passage_max_length: int = 256
-    train_batch_size: int = 32
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    training_length: int = 128
+    hard_negatives: bool = True
+    pool_size: int = 1000
     seeds: tuple[int, ...] = (0, 1, 2)
     num_passages: int | None = None
     num_queries: int | None = None
 
     def __post_init__(self):
-        for field in (
-            "depth",
-            "query_max_length",
-            "passage_max_length",
-            "train_batch_size",
-        ):
-            if getattr(self, field) < 1:
-                raise ValueError(
-                    f"profile {self.name}: {field} must be at least 1, got {getattr(self, field)}"
-                )
-        for field in ("num_passages", "num_queries"):
-            if getattr(self, field) is not None and getattr(self, field) < 1:
-                raise ValueError(f"profile {self.name}: {field} must be None or at least 1")
+        for name in ("depth", "query_max_length", "passage_max_length", "training_length", "pool_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"profile {self.name}: {name} must be at least 1, got {getattr(self, name)}")
+        for name in ("num_passages", "num_queries"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"profile {self.name}: {name} must be None or at least 1")
         if not self.seeds or not self.encoders:
             raise ValueError(f"profile {self.name}: at least one seed and one encoder are needed")
 
@@ -61,9 +62,27 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile(
-            "sample", "docstrings", passage_max_length=128, num_passages=2000, num_queries=200, seeds=(0,)
+            "sample",
+            "docstrings",
+            training=TrainingSettings(num_steps=40, eval_every=20, dropout=0.0),
+            training_length=96,
+            pool_size=300,
+            passage_max_length=128,
+            num_passages=2000,
+            num_queries=200,
+            seeds=(0,),
         ),
-        Profile("smoke", "docstrings", passage_max_length=64, num_passages=300, num_queries=40, seeds=(0,)),
+        Profile(
+            "smoke",
+            "docstrings",
+            training=TrainingSettings(num_steps=4, batch_size=8, eval_every=2, log_every=1, dropout=0.0),
+            training_length=32,
+            pool_size=50,
+            passage_max_length=64,
+            num_passages=300,
+            num_queries=40,
+            seeds=(0,),
+        ),
         Profile("scifact", "scifact"),
         Profile("nfcorpus", "nfcorpus"),
         Profile(
@@ -72,7 +91,7 @@ PROFILES = {
             training_set="msmarco-tiny",
             base_model="microsoft/MiniLM-L12-H384-uncased",
             encoders=("all-MiniLM-L12-v2", "all-mpnet-base-v2"),
-            train_batch_size=128,
+            training=TrainingSettings(num_epochs=10, batch_size=128, learning_rate=5e-5, eval_every=80),
         ),
     )
 }

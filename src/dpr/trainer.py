@@ -6,8 +6,10 @@ import math
 import resource
 import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
@@ -74,28 +76,29 @@ class BiEncoderTrainer(Trainer):
     Args:
         encoder: Trained in place.
         data: What to learn from.
-        folder: Where checkpoints go.
+        folder: Where checkpoints go; None for none.
         settings: How.
         validation: What to select by, if anything.
+        loss: Takes the arguments of `in_batch_negatives_loss`, which it is by default.
     """
 
     def __init__(
         self,
         encoder: BiEncoder | TwoEncoders,
         data: TrainingData,
-        folder: Path,
+        folder: Path | None,
         settings: TrainingSettings,
-        validation: Collection | None,
+        validation: Collection | None = None,
+        loss: Callable[..., torch.Tensor] = in_batch_negatives_loss,
     ):
-        self.encoder, self.settings, self.validation = encoder, settings, validation
-        steps_per_epoch = max(1, len(data.examples) // settings.batch_size) / settings.accumulation
-        steps = settings.num_steps or max(1, round(settings.num_epochs * steps_per_epoch))
-        self._steps_per_epoch = steps_per_epoch
+        self.encoder, self.settings, self.validation, self._loss = encoder, settings, validation, loss
         on_cpu = encoder.passage.model.device.type == "cpu"
         pass_tokens = settings.pass_tokens or (CPU_PASS_TOKENS if on_cpu else None)
-        sequence = TrainingSequence(
-            data, settings.batch_size, steps * settings.accumulation, settings.seed, settings.num_negatives
-        )
+        how = (settings.seed, settings.num_negatives, settings.queries_per_passage)
+        batches_per_epoch = TrainingSequence(data, settings.batch_size, 1, *how).batches_per_epoch
+        self._steps_per_epoch = batches_per_epoch / settings.accumulation
+        steps = settings.num_steps or max(1, round(settings.num_epochs * self._steps_per_epoch))
+        sequence = TrainingSequence(data, settings.batch_size, steps * settings.accumulation, *how)
         pair = Pair(encoder, settings.gradient_caching)
         if settings.dropout is not None:
             for module in pair.modules():
@@ -110,7 +113,7 @@ class BiEncoderTrainer(Trainer):
         super().__init__(
             pair,
             _arguments(settings, folder, steps, on_cpu, validation is not None),
-            data_collator=Collator(encoder, data, pass_tokens),
+            data_collator=Collator(encoder, data, pass_tokens, settings.all_positives),
             train_dataset=sequence,
             eval_dataset=held_out and held_out.examples,
         )
@@ -123,20 +126,18 @@ class BiEncoderTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The contrastive loss of a batch; its in-batch accuracy and tokens are counted beside."""
         queries, passages = model(inputs["queries"], inputs["passages"])
-        how = {
-            "similarity": self.encoder.config.similarity,
-            "temperature": self.settings.temperature,
-            "not_negative": inputs["not_negative"],
-        }
-        loss = in_batch_negatives_loss(queries, passages, symmetric=self.settings.symmetric, **how)
+        how = {"similarity": self.encoder.config.similarity, "temperature": self.settings.temperature}
+        masks = {name: inputs[name] for name in ("positives", "not_negative")}
+        loss = self._loss(queries, passages, symmetric=self.settings.symmetric, **how, **masks)
         if self.model.training:
             with torch.no_grad():
-                best = in_batch_logits(queries, passages, **how).argmax(dim=1)
-                right = (best == torch.arange(len(best), device=best.device)).float().mean()
-            masks = [batch["attention_mask"] for side in ("queries", "passages") for batch in inputs[side]]
+                best = in_batch_logits(queries, passages, **how).argmax(dim=1, keepdim=True)
+                right = masks["not_negative"].gather(1, best).float().mean()
+            tokens = [batch["attention_mask"] for side in ("queries", "passages") for batch in inputs[side]]
             self._tally["batches"] += 1
+            self._tally["chance"] = self._tally["chance"] + math.log(len(passages))
             self._tally["right"] = self._tally["right"] + right  # stays on the device
-            self._tally["tokens"] = self._tally["tokens"] + sum(mask.sum() for mask in masks)
+            self._tally["tokens"] = self._tally["tokens"] + sum(mask.sum() for mask in tokens)
         return loss
 
     @torch.no_grad()
@@ -172,7 +173,7 @@ class BiEncoderTrainer(Trainer):
                 )
             batches, seconds = self._tally["batches"], time.perf_counter() - self._since
             logs |= {
-                "chance_loss": math.log(self.settings.batch_size),
+                "chance_loss": self._tally["chance"] / batches,
                 "in_batch_accuracy": float(self._tally["right"]) / batches,
                 "examples": self.state.global_step * self.settings.batch_size * self.settings.accumulation,
                 "step_s": seconds * self.settings.accumulation / batches,
@@ -203,7 +204,7 @@ class BiEncoderTrainer(Trainer):
 
 
 def _arguments(
-    settings: TrainingSettings, folder: Path, steps: int, on_cpu: bool, evaluates: bool
+    settings: TrainingSettings, folder: Path | None, steps: int, on_cpu: bool, evaluates: bool
 ) -> TrainingArguments:
     """The Trainer's arguments; what orders data or counts steps is decided before them."""
     precision = settings.precision or ("float32" if on_cpu else "bfloat16")
@@ -212,8 +213,10 @@ def _arguments(
         "linear": ("polynomial", {"lr_end": settings.learning_rate * settings.floor_share, "power": 1.0}),
         "cosine": ("cosine_with_min_lr", {"min_lr_rate": settings.floor_share}),
     }[settings.schedule]
+    if settings.learning_rate == 0:  # there is nothing between it and a floor
+        kind, floor = "constant", {}
     arguments = TrainingArguments(
-        output_dir=str(folder),
+        output_dir=str(folder or tempfile.gettempdir()),
         max_steps=steps,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation,
@@ -229,7 +232,7 @@ def _arguments(
         activation_checkpointing=settings.activation_checkpointing,
         eval_strategy="steps" if evaluates else "no",
         eval_steps=every,
-        save_strategy="steps",
+        save_strategy="steps" if folder else "no",
         save_steps=every,
         metric_for_best_model=f"eval_{settings.metric}" if evaluates else None,
         greater_is_better=True if evaluates else None,

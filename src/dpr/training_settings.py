@@ -3,8 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from dpr.encoder import PRECISIONS
-
+PRECISIONS = ("float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "cosine")
 VALIDATION_METRICS = ("nDCG@10", "RR@10", "R@100")
 
@@ -14,9 +13,12 @@ class TrainingSettings:
     """How a bi-encoder is trained.
 
     Args:
-        num_epochs: Passes over the queries; ignored where `num_steps` is given.
+        num_epochs: Passes over the queries, or passages; ignored where `num_steps` is given.
         num_steps: Optimiser steps, in the place of `num_epochs`.
-        batch_size: Queries that share their passages as negatives.
+        batch_size: Records, a query with a positive, that share their passages as negatives.
+        queries_per_passage: An epoch takes each passage with so many of its queries; None for each
+            query with one of its passages. For queries with many positives.
+        all_positives: Whether all positives of a query in a batch count; by default one a record.
         num_negatives: Hard negatives a query, as far as the data has them.
         temperature: What similarities are divided by in the loss.
         symmetric: Whether passages also choose among the queries of the batch.
@@ -49,6 +51,8 @@ class TrainingSettings:
     num_epochs: float = 1.0
     num_steps: int | None = None
     batch_size: int = 32
+    queries_per_passage: int | None = None
+    all_positives: bool = False
     num_negatives: int = 1
     temperature: float = 0.05
     symmetric: bool = False
@@ -74,13 +78,12 @@ class TrainingSettings:
         for name, low, high in (
             ("num_epochs", 0, math.inf),
             ("temperature", 0, math.inf),
-            ("learning_rate", -1e-300, math.inf),
             ("floor_share", 0, 1),
             ("max_grad_norm", 0, math.inf),
         ):
             if not low < getattr(self, name) <= high:
                 raise ValueError(
-                    f"{name} must be above {max(low, 0):g} and at most {high}, got {getattr(self, name)}"
+                    f"{name} must be above {low:g} and at most {high}, got {getattr(self, name)}"
                 )
         for name, low in (
             ("batch_size", 2),
@@ -89,10 +92,11 @@ class TrainingSettings:
             ("eval_every", 0),
             ("log_every", 1),
             ("weight_decay", 0),
+            ("learning_rate", 0),
         ):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("num_steps", "pass_tokens", "patience"):
+        for name in ("num_steps", "queries_per_passage", "pass_tokens", "patience"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be None or at least 1, got {getattr(self, name)}")
         for name in ("warmup_share", "dropout"):

@@ -11,10 +11,11 @@ from dpr.collection import Collection
 from dpr.encoder import BiEncoder
 from dpr.encoding import Encoded, encode_collection
 from dpr.index import build_index
-from dpr.loading import load_collection, project_root
+from dpr.loading import load_collection, load_training_data, project_root
 from dpr.profiles import Profile, get_profile
 from dpr.provenance import hardware
 from dpr.results import Result, save_result
+from dpr.training_data import TrainingData, from_collection
 from dpr.trec import Run
 from dpr.two_encoders import TwoEncoders
 
@@ -55,6 +56,15 @@ class Workspace:
         if self.profile.collection == "docstrings":  # its test part has passages of its own
             return ["train", "dev", "test"]
         return list(load_collection(self.profile.collection).all_qrels)
+
+    def training_data(self) -> TrainingData:
+        """What the profile trains on, without the queries of its dev and test splits."""
+        splits = {split: load_collection(self.profile.collection, split) for split in self.splits()}
+        if self.profile.training_set == "train":
+            data = from_collection(splits["train"])
+        else:
+            data = load_training_data(self.profile.training_set)
+        return data.without_queries(*(splits[split] for split in splits if split != "train"))
 
     @property
     def runs(self) -> Path:
