@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-from transformers import AutoTokenizer, BertConfig, BertModel
 
 from dpr import BiEncoder, load_collection
-from dpr.checkpoint import find_checkpoint
+from dpr.checkpoint import find_checkpoint, save_random
 from dpr.provenance import hardware
 
 MAX_LENGTH = 256
@@ -29,10 +28,7 @@ MAX_LENGTH = 256
 
 def random_l12(folder: str) -> str:
     """Write a sentence-transformers folder of MiniLM-L12's shape with random weights."""
-    torch.manual_seed(0)
-    shape = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12}
-    BertModel(BertConfig(**shape, intermediate_size=1536)).save_pretrained(f"{folder}/plain")
-    AutoTokenizer.from_pretrained(find_checkpoint("all-MiniLM-L6-v2")).save_pretrained(f"{folder}/plain")
+    save_random(f"{folder}/plain", "all-MiniLM-L6-v2", seed=0, num_hidden_layers=12)
     parts = [Transformer(f"{folder}/plain", max_seq_length=MAX_LENGTH), Pooling(384, "mean"), Normalize()]
     SentenceTransformer(modules=parts).save(f"{folder}/l12", create_model_card=False)
     return f"{folder}/l12"

@@ -4,8 +4,9 @@
     .venv/bin/python benchmarks/training.py --random-l12 --precision bfloat16 --batch 256   # for a GPU
     .venv/bin/python benchmarks/training.py --memory   # gradient caching, batch 512
 
-The same triples, model, batch size, lengths, temperature, optimiser and dropout; MultipleNegativesRankingLoss
-there, our in-batch loss here, both with the given hard negative. What is timed are whole steps of either Trainer.
+The same triples, model, batch size, lengths, temperature, optimiser and dropout; there
+MultipleNegativesRankingLoss, here our in-batch loss, both with the given hard negative. What is timed are
+whole steps of either Trainer.
 """
 
 import argparse
@@ -111,7 +112,8 @@ def main() -> None:
         settings = replace(settings, num_steps=WARM_UP + 1, batch_size=512, gradient_caching=True)
         step_s = ours(find_checkpoint("all-MiniLM-L6-v2"), data, settings)
         print(
-            f"batch 512, {LENGTH} tokens, gradient caching: {memory_bytes() / 2**30:.2f} GiB, {step_s:.0f} s a step"
+            f"batch 512, {LENGTH} tokens, gradient caching: {memory_bytes() / 2**30:.2f} GiB, "
+            f"{step_s:.0f} s a step"
         )
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -119,7 +121,8 @@ def main() -> None:
         times = [(ours(path, data, settings), theirs(path, data, settings)) for _ in range(given.rounds)]
     print(
         f"{data.name}, batch {given.batch} with a hard negative each, {LENGTH} tokens, {given.precision}, "
-        f"{hardware()}, median of {given.rounds} rounds of {given.steps} steps\n\n| | examples/s |\n|---|---:|"
+        f"{hardware()}, median of {given.rounds} rounds of {given.steps} steps\n\n"
+        "| | examples/s |\n|---|---:|"
     )
     for name, column in zip(("dpr", "sentence-transformers"), zip(*times, strict=True), strict=True):
         print(f"| {name} | {given.batch / statistics.median(column):.1f} |")

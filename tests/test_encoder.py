@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dpr import encoder as module
-from dpr.checkpoint import EncoderConfig, find_checkpoint, load_container
+from dpr.checkpoint import EncoderConfig, find_checkpoint, load_container, save_random
 from dpr.collection import Collection
 from dpr.encoder import BiEncoder
 from dpr.evaluation import evaluate
@@ -945,3 +945,18 @@ def test_a_mean_pooling_model_read_by_its_first_token_is_clearly_worse(scifact_e
     runs = {"mean": scifact_run, "cls": by_first_token}
     means = {name: evaluate(scifact.qrels, run, ["nDCG@10"]).means["nDCG@10"] for name, run in runs.items()}
     assert means == pytest.approx({"mean": 0.8094, "cls": 0.7577}, abs=0.005)
+
+
+def test_random_weights_have_the_architecture_asked_for_and_come_from_the_seed(tmp_path, plain_folder):
+    shape = {"pooling": "mean", "query_max_length": 16, "passage_max_length": 16}
+    prints = []
+    state = torch.get_rng_state()
+    for name, seed in (("a", 1), ("again", 1), ("b", 2)):
+        save_random(tmp_path / name, plain_folder, seed, num_hidden_layers=1)
+        encoder = BiEncoder.from_pretrained(tmp_path / name, **shape)
+        assert (encoder.model.config.num_hidden_layers, encoder.dimension) == (1, 16)
+        prints.append(encoder.fingerprint)
+    assert prints[0] == prints[1] != prints[2]
+    assert torch.equal(state, torch.get_rng_state())
+    with pytest.raises(ValueError, match="configuration has no layers"):
+        save_random(tmp_path / "c", plain_folder, 0, layers=1)

@@ -7,7 +7,7 @@ import pytest
 
 from dpr.profiles import PROFILES, Profile, get_profile
 
-SIZES = ("depth", "query_max_length", "passage_max_length", "training_length", "pool_size")
+SIZES = ("depth", "query_max_length", "passage_max_length", "training_length", "pool_size", "pool_queries")
 LIMITS = ("num_passages", "num_queries")
 
 

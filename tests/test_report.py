@@ -14,7 +14,7 @@ from dpr import report
 from dpr.evaluation import evaluate
 from dpr.published import PUBLISHED
 from dpr.report import expected_table, fill, readme_sections, results_table, smallest_provable
-from dpr.results import hardware, load_result, load_results, save_result
+from dpr.results import hardware, load_result, load_results, save_mean_of_seeds, save_result
 from dpr.significance import smallest_difference
 from dpr.trec import Run, read_qrels, read_run
 
@@ -75,6 +75,21 @@ def test_the_table_has_the_means_of_the_files_best_first(scifact):
         "¹ Trained on a billion pairs, MS MARCO and SQuAD among them, by its authors. "
         "`bm25-tuned` was tuned on 49 dev queries."
     )
+
+
+def test_a_system_with_several_seeds_shows_their_mean_and_range(scifact, tiny_collection):
+    collection = replace(tiny_collection, name="scifact")
+    better = {"q1": {"d1": 2.0, "d3": 1.0}, "q2": {"d2": 1.0}}
+    seeds = [
+        save(scifact, f"tuned-s{seed}", run, collection, seed=seed, ablation=True)
+        for seed, run in enumerate((better, RUNS["bm25"]))
+    ]
+    save_mean_of_seeds("tuned", seeds)
+    table, caption = results_table(scifact).split("\n\n")
+    mean, lowest = (1 + (1 + SECOND) / 2) / 2, (1 + SECOND) / 2
+    assert f"| tuned | {mean:.4f} ({lowest:.4f}–1.0000) | 0.8750 | 1.0000 | – " in table
+    assert "In parentheses the lowest and highest of several training seeds" in caption
+    assert "tuned-s0" not in table
 
 
 def test_a_part_of_a_collection_has_no_published_figure_and_says_what_it_is(tmp_path, tiny_collection):

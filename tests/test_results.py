@@ -6,13 +6,22 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from re import escape
 
 import pytest
 
 from dpr.collection import Collection, Passage
 from dpr.evaluation import METRICS, evaluate
-from dpr.results import KEPT_DEPTH, git_commit, hardware, load_result, load_results, save_result
+from dpr.results import (
+    KEPT_DEPTH,
+    git_commit,
+    hardware,
+    load_result,
+    load_results,
+    save_mean_of_seeds,
+    save_result,
+)
 from dpr.trec import Run
 
 
@@ -221,6 +230,46 @@ def test_a_malformed_table_is_refused_by_name(tmp_path, deep_run, deep_collectio
     path = edit_table(tmp_path, edit)
     with pytest.raises(ValueError, match=escape(str(path))):
         load_result(tmp_path, "deep-system")
+
+
+# --- several seeds -----------------------------------------------------------------------------
+
+
+def test_the_mean_over_seeds_is_taken_query_by_query(tmp_path, deep_run, deep_collection):
+    worse = Run({**deep_run, "q2": {"d009": 0.1}}, "deep-s1")
+    first, second = (
+        save(tmp_path, Run(run, f"deep-s{seed}"), deep_collection, seed=seed, ablation=True)
+        for seed, run in enumerate((deep_run, worse))
+    )
+    save_mean_of_seeds("deep", [first, second])
+    read = load_result(tmp_path, "deep")
+    for metric in METRICS:
+        one, other = (result.evaluation.per_query[metric] for result in (first, second))
+        assert read.evaluation.per_query[metric] == pytest.approx(
+            {q: (one[q] + other[q]) / 2 for q in one}, abs=1e-6
+        )
+    assert read.evaluation.means["RR@10"] == pytest.approx((1 + (0.5 + 0) / 2) / 3)
+    assert read.metadata["seeds"] == {"0": first.metadata["metrics"], "1": second.metadata["metrics"]}
+    assert (read.metadata["seed"], read.metadata["ablation"]) == (None, False)
+    assert read.run() == first.run()
+    assert list(load_results(tmp_path)) == ["deep"]
+
+
+def test_a_mean_over_seeds_needs_seeds_of_the_same_collection(tmp_path, deep_run, deep_collection):
+    seeded = save(tmp_path, deep_run, deep_collection, seed=0)
+    unseeded = save(tmp_path, Run(deep_run, "other"), deep_collection)
+    shallow = save(tmp_path, Run(deep_run, "shallow"), deep_collection, seed=1, depth=10)
+    fewer = replace(deep_collection, all_qrels={"test": {"q1": {"d000": 1}, "q2": {"d001": 1}}})
+    elsewhere = save(tmp_path, Run(deep_run, "elsewhere"), fewer, seed=1)
+    for results, message in (
+        ([], "needs results that each have a seed"),
+        ([seeded, unseeded], "needs results that each have a seed"),
+        ([seeded, shallow], "the seeds' results have other depth"),
+        ([seeded, elsewhere], "the seeds' results have other fingerprints"),
+    ):
+        with pytest.raises(ValueError, match=f"mean: .*{message}"):
+            save_mean_of_seeds("mean", results)
+    assert not (tmp_path / "mean.json").exists()
 
 
 # --- load_results ------------------------------------------------------------------------------

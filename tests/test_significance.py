@@ -321,3 +321,14 @@ def test_documents_tied_after_fusion_come_in_trec_evals_order():
 def test_fusion_needs_two_runs(runs):
     with pytest.raises(ValueError, match=f"at least two runs, got {len(runs)}"):
         fuse(runs, "t")
+
+
+def test_values_a_query_are_compared_as_the_runs_they_come_from():
+    runs = {"base": {"q1": {"d1": 1.0}}, "other": {"q1": {"d1": 1.0}, "q2": {"d2": 1.0}}}
+    values = {s: evaluate(QRELS, run, ["RR@10"]).per_query["RR@10"] for s, run in runs.items()}
+    assert compare_per_query(values, "base", "RR@10") == compare(QRELS, runs, "base", "RR@10")
+
+
+def test_values_of_other_queries_are_refused():
+    with pytest.raises(ValueError, match="other has values for other queries than base"):
+        compare_per_query({"base": {"q1": 1.0, "q2": 0.0}, "other": {"q1": 1.0, "q3": 0.0}}, "base")

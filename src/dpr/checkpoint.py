@@ -89,6 +89,33 @@ def find_checkpoint(name_or_folder: str | Path) -> str:
     return f"sentence-transformers/{name}" if name.startswith("all-") else name
 
 
+def save_random(folder: Path | str, like: str | Path, seed: int, **shape) -> None:
+    """Write a transformers checkpoint of another's architecture and tokenizer with random weights.
+
+    Args:
+        folder: Where to; an earlier one there is replaced.
+        like: As `find_checkpoint` takes it.
+        seed: Of the weights.
+        **shape: Fields of the transformer's configuration to set otherwise, such as
+            `num_hidden_layers=3`.
+
+    Raises:
+        ValueError: A field that the configuration does not have; `folder` holds something else.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    path = find_checkpoint(like)
+    config = AutoConfig.from_pretrained(path)
+    unknown = [field for field in shape if not hasattr(config, field)]
+    if unknown:
+        raise ValueError(f"{like}'s configuration has no {', '.join(unknown)}")
+    config.update(shape)
+    with torch.random.fork_rng(), atomic_folder(folder, "config.json") as fresh:
+        torch.manual_seed(seed)
+        AutoModel.from_config(config).save_pretrained(fresh)
+        AutoTokenizer.from_pretrained(path).save_pretrained(fresh)
+
+
 def load_container(path: str, device: str | None):
     """Load a SentenceTransformer, in float32, and the settings its checkpoint states.
 

@@ -169,3 +169,43 @@ def plot_overfit(losses: Mapping[str, Sequence[float]], chance: float, below: fl
     axes.set_yscale("log")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
+
+
+def plot_training(history: Sequence[Mapping[str, float]], metric: str, title: str) -> Plot:
+    """Four panels over the steps of a run: losses with chance, learning rate, the metric, gradient norm."""
+    figure = Plot(figsize=(8.0, 5.0), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    train = [line for line in history if "loss" in line]
+    found = [line for line in history if "eval_loss" in line]
+    panels = (
+        ("loss", (("loss", train, "training"), ("eval_loss", found, "validation"))),
+        (f"{metric} of the pool", ((f"eval_{metric}", found, metric),)),
+        ("learning rate", (("learning_rate", train, "learning rate"),)),
+        ("gradient norm", (("grad_norm", train, "gradient norm"),)),
+    )
+    for axes, (ylabel, lines) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        for (field, rows, label), colour in zip(lines, COLOURS, strict=False):
+            values = [(row["step"], row[field]) for row in rows]
+            axes.plot(*zip(*values, strict=True), color=colour, label=label, marker="o", markersize=2)
+        axes.set_xlabel("step")
+        axes.set_ylabel(ylabel)
+        axes.spines[["top", "right"]].set_visible(False)
+    panel = figure.axes[0]
+    panel.axhline(train[0]["chance_loss"], color=GREY, linestyle="--", label="chance in training")
+    panel.axhline(found[0]["eval_chance_loss"], color=GREY, linestyle=":", label="chance in validation")
+    panel.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def plot_loss_and_metric(
+    histories: Mapping[str, Sequence[Mapping[str, float]]], metric: str, title: str
+) -> Plot:
+    """Each evaluation of some runs as a point: validation loss across, the metric of the pool up."""
+    figure, axes = _axes(title, "validation loss", f"{metric} of the pool")
+    for (name, history), colour in zip(histories.items(), COLOURS, strict=False):
+        found = [line for line in history if "eval_loss" in line]
+        losses, values = ([line[field] for line in found] for field in ("eval_loss", f"eval_{metric}"))
+        axes.plot(losses, values, color=colour, marker="o", markersize=4, linewidth=0.8, label=name)
+        axes.annotate("last", (losses[-1], values[-1]), fontsize=7, textcoords="offset points", xytext=(4, 4))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure

@@ -22,7 +22,9 @@ class Profile:
         training: How the bi-encoder is fine-tuned, apart from the seed.
         training_length: Tokens a passage is cut at in training; shorter than in search it is quicker.
         hard_negatives: Whether BM25's finds are hard negatives; a set of triples keeps its own.
-        pool_size: Passages of the pool that validation searches.
+        pool_size: Passages of the pool that validation searches; more where the relevant ones are more.
+        pool_queries: Validation queries that search it.
+        factors: Whether fine-tuning is also varied by one factor at a time, which takes hours on a CPU.
         seeds: One training run each; the first also seeds everything else.
         num_passages: Cut the collection to so many passages; None keeps all.
         num_queries: Cut to so many queries of a split; None keeps all.
@@ -43,12 +45,21 @@ class Profile:
     training_length: int = 128
     hard_negatives: bool = True
     pool_size: int = 1000
+    pool_queries: int = 200
+    factors: bool = False
     seeds: tuple[int, ...] = (0, 1, 2)
     num_passages: int | None = None
     num_queries: int | None = None
 
     def __post_init__(self):
-        for name in ("depth", "query_max_length", "passage_max_length", "training_length", "pool_size"):
+        for name in (
+            "depth",
+            "query_max_length",
+            "passage_max_length",
+            "training_length",
+            "pool_size",
+            "pool_queries",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"profile {self.name}: {name} must be at least 1, got {getattr(self, name)}")
         for name in ("num_passages", "num_queries"):
@@ -67,6 +78,7 @@ PROFILES = {
             training=TrainingSettings(num_steps=40, eval_every=20, dropout=0.0),
             training_length=96,
             pool_size=300,
+            pool_queries=100,
             passage_max_length=128,
             num_passages=2000,
             num_queries=200,
@@ -78,12 +90,13 @@ PROFILES = {
             training=TrainingSettings(num_steps=4, batch_size=8, eval_every=2, log_every=1, dropout=0.0),
             training_length=32,
             pool_size=50,
+            pool_queries=10,
             passage_max_length=64,
             num_passages=300,
             num_queries=40,
             seeds=(0,),
         ),
-        Profile("scifact", "scifact"),
+        Profile("scifact", "scifact", factors=True),
         Profile("nfcorpus", "nfcorpus"),
         Profile(
             "trec-covid",

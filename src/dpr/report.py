@@ -44,6 +44,9 @@ def _row(result: Result) -> str:
     means, theirs = result.evaluation.means, published(result.collection, result.system)
     full = result.metadata["pool"] == "full corpus"
     values = " | ".join(f"{means[metric]:.4f}" for metric in COLUMNS)
+    seeds = [found[COLUMNS[0]] for found in result.metadata.get("seeds", {}).values()]
+    if seeds:
+        values = values.replace(" |", f" ({min(seeds):.4f}–{max(seeds):.4f}) |", 1)
     run = f"runs/{result.collection}/{result.system}.trec.gz"
     notebook, index_bytes = result.metadata["notebook"], result.metadata.get("index_bytes")
     cost = "– | –"
@@ -75,6 +78,10 @@ def _caption(results: dict[str, Result]) -> str:
         )
     if any(BROAD_TRAINING in system for system in results):
         caption += " ¹ Trained on a billion pairs, MS MARCO and SQuAD among them, by its authors."
+    if any(r.metadata.get("seeds") for r in results.values()):
+        caption += (
+            " In parentheses the lowest and highest of several training seeds, of which the mean is shown."
+        )
     tuned = {s: r.metadata["config"].get("tuned_on") for s, r in results.items()}
     caption += "".join(f" `{s}` was tuned on {what}." for s, what in tuned.items() if what)
     return caption

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,7 +71,6 @@ def save_result(
     Raises:
         ValueError: What `write_run` and `evaluate` refuse.
     """
-    folder = Path(folder)
     evaluation = evaluate(collection.qrels, run, METRICS)
     metadata = {
         "system": run.tag,
@@ -93,16 +92,56 @@ def save_result(
         "commit": git_commit(),
         "hardware": hardware(),
     }
+    return _write(Path(folder), run.truncated(KEPT_DEPTH), metadata, evaluation)
+
+
+def save_mean_of_seeds(system: str, results: Sequence[Result]) -> Result:
+    """Write a system trained several times: every metric is the mean over the seeds, query by query.
+
+    The run file is that of the first; `seeds` in the metadata has each seed's metrics.
+
+    Args:
+        system: The system's name; its files lie beside those of the seeds.
+        results: One a seed, over the same queries.
+
+    Raises:
+        ValueError: No result, a result without a seed, or results of other passages or queries.
+    """
+    if not results or any(result.metadata["seed"] is None for result in results):
+        raise ValueError(f"{system}: a mean over seeds needs results that each have a seed")
+    first = results[0]
+    for part in ("fingerprints", "num_queries", "depth"):
+        if any(result.metadata[part] != first.metadata[part] for result in results):
+            raise ValueError(f"{system}: the seeds' results have other {part}")
+    per_query = {
+        metric: {q: sum(r.evaluation.per_query[metric][q] for r in results) / len(results) for q in found}
+        for metric, found in first.evaluation.per_query.items()
+    }
+    means = {metric: sum(found.values()) / len(found) for metric, found in per_query.items()}
+    evaluation = Evaluation(means, per_query, first.evaluation.num_queries, first.evaluation.num_missing)
+    metadata = {
+        **first.metadata,
+        "system": system,
+        "metrics": {metric: round(mean, 6) for metric, mean in means.items()},
+        "seed": None,
+        "seeds": {str(r.metadata["seed"]): r.metadata["metrics"] for r in results},
+        "ablation": False,
+    }
+    return _write(first.path.parent, Run(first.run(), system), metadata, evaluation)
+
+
+def _write(folder: Path, run: Run, metadata: dict[str, Any], evaluation: Evaluation) -> Result:
+    """The three files of a result."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["query_id", *METRICS])
-    for query_id in collection.qrels:
+    for query_id in next(iter(evaluation.per_query.values())):
         writer.writerow([query_id, *(f"{evaluation.per_query[m][query_id]:.6g}" for m in METRICS)])
     path = folder / f"{run.tag}.trec.gz"
-    write_run(path, run.truncated(KEPT_DEPTH))
+    write_run(path, run)
     write_text(path.with_name(f"{run.tag}.csv"), table.getvalue())
     write_text(path.with_name(f"{run.tag}.json"), json.dumps(metadata, indent=1, ensure_ascii=False) + "\n")
-    return Result(run.tag, collection.name, metadata, evaluation, path)
+    return Result(run.tag, metadata["collection"], metadata, evaluation, path)
 
 
 def load_result(folder: Path | str, system: str) -> Result:

@@ -70,17 +70,45 @@ def compare(
 
     Source: Smucker, Allan and Carterette 2007 (randomisation test); Holm 1979.
     """
-    if baseline not in runs or len(runs) < 2:
-        raise ValueError(f"baseline {baseline!r} and at least one other run are needed, got {sorted(runs)}")
-    if len(qrels) < 2:
-        raise ValueError(f"a test needs at least 2 judged queries, got {len(qrels)}")
+    per_query = {s: evaluate(qrels, run, [metric]).per_query[metric] for s, run in runs.items()}
+    return compare_per_query(per_query, baseline, metric, num_permutations, level, seed)
+
+
+def compare_per_query(
+    per_query: Mapping[str, Mapping[str, float]],
+    baseline: str,
+    metric: str = "nDCG@10",
+    num_permutations: int = 100_000,
+    level: float = 0.01,
+    seed: int = 0,
+) -> list[Comparison]:
+    """As `compare`, from values a query, such as means over the seeds of a model.
+
+    Args:
+        per_query: System name → query_id → value; the same queries for all.
+        baseline: As in `compare`, like all that follow.
+        metric: What the values are.
+        num_permutations: Random sign flips a test.
+        level: The corrected p up to which a difference is marked.
+        seed: Makes the p-values reproducible.
+
+    Raises:
+        ValueError: As `compare`; systems with other queries than the baseline.
+    """
+    if baseline not in per_query or len(per_query) < 2:
+        raise ValueError(
+            f"baseline {baseline!r} and at least one other run are needed, got {sorted(per_query)}"
+        )
+    query_ids = list(per_query[baseline])
+    if len(query_ids) < 2:
+        raise ValueError(f"a test needs at least 2 judged queries, got {len(query_ids)}")
     if num_permutations < 100_000:
         raise ValueError(f"num_permutations must be at least 100,000, got {num_permutations:,}")
-    values = {}
-    for system, run in runs.items():
-        per_query = evaluate(qrels, run, [metric]).per_query[metric]
-        values[system] = np.array([per_query[query_id] for query_id in qrels])
-    others = [system for system in runs if system != baseline]
+    other = next((s for s, found in per_query.items() if set(found) != set(query_ids)), None)
+    if other is not None:
+        raise ValueError(f"{other} has values for other queries than {baseline}")
+    values = {s: np.array([found[query_id] for query_id in query_ids]) for s, found in per_query.items()}
+    others = [system for system in per_query if system != baseline]
     differences = {system: values[system] - values[baseline] for system in others}
     p_values = holm([randomisation_test(differences[s], num_permutations, seed) for s in others])
     return [

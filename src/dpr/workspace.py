@@ -15,7 +15,7 @@ from dpr.loading import load_collection, load_training_data, project_root
 from dpr.profiles import Profile, get_profile
 from dpr.provenance import hardware
 from dpr.results import Result, save_result
-from dpr.training_data import TrainingData, from_collection
+from dpr.training_data import TrainingData, as_collection, from_collection
 from dpr.trec import Run
 from dpr.two_encoders import TwoEncoders
 
@@ -57,14 +57,25 @@ class Workspace:
             return ["train", "dev", "test"]
         return list(load_collection(self.profile.collection).all_qrels)
 
-    def training_data(self) -> TrainingData:
-        """What the profile trains on, without the queries of its dev and test splits."""
+    def training_data(self, training_set: str | None = None) -> tuple[TrainingData, Collection]:
+        """What to train on, without the queries of the dev and test splits, and what to select by.
+
+        Args:
+            training_set: As `Profile.training_set`, which it is by default.
+
+        Returns:
+            The data, and the dev split whole; of a set of triples 200 queries (a fifth, where it is
+            small) are held out of the data in its place, to be searched over all of its passages.
+        """
+        training_set = training_set or self.profile.training_set
         splits = {split: load_collection(self.profile.collection, split) for split in self.splits()}
-        if self.profile.training_set == "train":
-            data = from_collection(splits["train"])
-        else:
-            data = load_training_data(self.profile.training_set)
-        return data.without_queries(*(splits[split] for split in splits if split != "train"))
+        own = training_set == "train"
+        data = from_collection(splits["train"]) if own else load_training_data(training_set)
+        data = data.without_queries(*(splits[split] for split in splits if split != "train"))
+        if own:
+            return data, splits["dev"]
+        data, held_out = data.split(min(0.2, 200 / len(data.examples)), self.profile.seeds[0])
+        return data, as_collection(held_out)
 
     @property
     def runs(self) -> Path:
@@ -110,6 +121,7 @@ class Workspace:
         poolings: Sequence[str] | None = None,
         overflow: str = "truncate",
         ablation: bool = False,
+        seed: int | None = None,
     ) -> tuple[Run, Result]:
         """Search a collection exhaustively with an encoder, and keep the result in `runs/`.
 
@@ -123,6 +135,7 @@ class Workspace:
             poolings: Several poolings to encode in one pass, the encoder's own among them.
             overflow: `truncate`, or `max_chunk` to score a passage by its best chunk.
             ablation: A variant shown to make a point, left out of the results table.
+            seed: Of the encoder's training, if that is one of several.
 
         Returns:
             The run at the profile's depth, and the result as `save_result` gives it.
@@ -147,6 +160,7 @@ class Workspace:
             wall_s=wall_s,
             index_bytes=index.num_bytes,
             ablation=ablation,
+            seed=seed,
         )
         return run, result
 
