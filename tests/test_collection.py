@@ -265,6 +265,19 @@ def test_a_sample_leaves_out_a_query_that_nothing_answers():
     assert list(whole.sample(1, 2).queries) == ["r"]
 
 
+@pytest.mark.parametrize("num_passages", [1, 8, 12, 30, 60, 99])
+def test_passages_to_keep_come_after_the_relevant_ones_and_before_others_by_hash(num_passages):
+    whole = numbered_collection()
+    keep = [f"d{n}" for n in range(40, 50)]
+    sample = whole.sample(num_passages, 3, keep=iter([*keep, "gone", *keep]))
+    relevant = {d for q in sample.queries for d, grade in whole.qrels[q].items() if grade > 0}
+    by_hash = sorted(set(whole.doc_ids) - relevant, key=lambda d: hashlib.sha256(d.encode()).hexdigest())
+    others = [d for d in by_hash if d in keep] + [d for d in by_hash if d not in keep]
+    assert set(sample.doc_ids) == relevant | set(others[: max(0, num_passages - len(relevant))])
+    assert sample.queries == whole.sample(num_passages, 3).queries
+    assert sample.passages == [passage for passage in whole.passages if passage.doc_id in sample.by_id]
+
+
 # --- hold_out_dev ------------------------------------------------------------------------------
 
 trains = st.dictionaries(

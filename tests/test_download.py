@@ -17,7 +17,8 @@ import pytest
 
 from dpr import download
 from dpr.beir import read_beir
-from dpr.download import BEIR_MD5, download_beir, extract_zip
+from dpr.download import BEIR_MD5, MSMARCO_TINY, download_beir, download_msmarco_tiny, extract_zip
+from dpr.training_data import read_training_tsv
 
 
 class Server(ThreadingHTTPServer):
@@ -219,9 +220,7 @@ def test_a_wrong_md5_names_file_and_both_sums_and_the_next_try_starts_afresh(arc
 
 def test_a_file_that_is_not_on_the_server_is_an_error_at_once(archive, server, tmp_path):
     server.files.clear()
-    with pytest.raises(
-        FileNotFoundError, match=rf"{server.url}/tiny\.zip: not on the server \(404\).*scifact"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"{server.url}/tiny\.zip: not on the server \(404\)"):
         download_beir("tiny", tmp_path, server.url)
     assert len(server.ranges) == 1
     assert names_in(tmp_path) == []
@@ -256,6 +255,68 @@ def test_a_download_logs_nothing(archive, server, tmp_path, caplog):
     finally:
         logger.removeHandler(caplog.handler)
     assert [record.getMessage() for record in caplog.records if record.name == logger.name] == []
+
+
+# --- download_msmarco_tiny ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def triples(server, monkeypatch):
+    """The bytes of a file of 5,000 lines, served; the size and lines expected are set to its own."""
+    content = "".join(f"query {n}\tpositive {n} {'x' * 40}\tnegative {n}\n" for n in range(5000)).encode()
+    server.files[MSMARCO_TINY] = content
+    monkeypatch.setattr(download, "MSMARCO_TINY_BYTES", len(content))
+    monkeypatch.setattr(download, "MSMARCO_TINY_LINES", 5000)
+    return content
+
+
+def test_msmarco_tiny_is_fetched_once_and_reads_as_training_data(triples, server, tmp_path):
+    for _ in range(2):
+        folder = download_msmarco_tiny(str(tmp_path / "data"), server.url)
+        assert folder == tmp_path / "data" / "msmarco-tiny"
+    assert server.ranges == [None]
+    assert names_in(folder) == [MSMARCO_TINY]
+    assert (folder / MSMARCO_TINY).read_bytes() == triples
+    assert len(read_training_tsv(folder / MSMARCO_TINY).examples) == 5000
+
+
+def test_msmarco_tiny_cut_off_is_continued_where_it_stopped_by_this_call_or_a_later_one(
+    triples, server, tmp_path
+):
+    server.cuts = [100_000, 70_000, *[0] * download.ATTEMPTS]
+    with pytest.raises(ConnectionError, match=r"tiny\.tsv: gave up after 5 .*tiny\.tsv\.part, call again"):
+        download_msmarco_tiny(tmp_path, server.url)
+    assert names_in(tmp_path / "msmarco-tiny") == [f"{MSMARCO_TINY}.part"]
+    server.cuts = []
+    folder = download_msmarco_tiny(tmp_path, server.url)
+    assert (folder / MSMARCO_TINY).read_bytes() == triples
+    assert server.ranges[1].startswith("bytes=")
+    assert server.num_bytes < 2 * len(triples)
+    assert names_in(folder) == [MSMARCO_TINY]
+
+
+@pytest.mark.parametrize("damage", ["shorter", "longer", "fewer lines"])
+def test_another_file_in_the_place_of_msmarco_tiny_is_removed_and_the_next_try_starts_afresh(
+    triples, server, tmp_path, damage
+):
+    changed = {"shorter": triples[:-9] + b"\n", "longer": b"more" + triples}
+    served = changed.get(damage, triples[:-1] + b"?")  # the same size
+    server.files[MSMARCO_TINY] = served
+    numbers = f"got {len(served):,} bytes and {served.count(10):,} lines, expected {len(triples):,} and 5,000"
+    with pytest.raises(ValueError, match=rf"{server.url}/{re.escape(MSMARCO_TINY)}: {numbers}; removed"):
+        download_msmarco_tiny(tmp_path, server.url)
+    assert names_in(tmp_path / "msmarco-tiny") == []
+    server.files[MSMARCO_TINY] = triples
+    assert (download_msmarco_tiny(tmp_path, server.url) / MSMARCO_TINY).read_bytes() == triples
+    assert server.ranges == [None, None]
+
+
+def test_msmarco_tiny_that_is_not_on_the_server_is_an_error_at_once(triples, server, tmp_path):
+    server.files.clear()
+    with pytest.raises(FileNotFoundError, match=rf"{server.url}/.*tiny\.tsv: not on the server \(404\)"):
+        download_msmarco_tiny(tmp_path, server.url)
+    assert len(server.ranges) == 1
+    assert names_in(tmp_path / "msmarco-tiny") == []
 
 
 # --- extract_zip -------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Loading: a collection is found by path, in the data folders, or fetched, in that order."""
 
+import gzip
 import inspect
 import shutil
 import sys
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dpr.loading import find_data, load_collection, project_root
+from dpr.loading import find_data, load_collection, load_training_data, project_root
 
 
 @pytest.fixture
@@ -33,8 +34,20 @@ def fetched(monkeypatch, tiny_beir_folder) -> list:
         asked.append((name, Path(folder)))
         return tiny_beir_folder
 
-    monkeypatch.setitem(sys.modules, "dpr.download", SimpleNamespace(download_beir=download_beir))
+    def download_msmarco_tiny(folder):
+        asked.append(("msmarco-tiny", Path(folder)))
+        return write_pairs(folder / "msmarco-tiny" / "triples.tsv").parent
+
+    downloads = SimpleNamespace(download_beir=download_beir, download_msmarco_tiny=download_msmarco_tiny)
+    monkeypatch.setitem(sys.modules, "dpr.download", downloads)
     return asked
+
+
+def write_pairs(path, more=""):
+    """Write a file of one query with its positive, and make its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"query\tpositive\n{more}")
+    return path
 
 
 # --- project_root ------------------------------------------------------------------------------
@@ -189,6 +202,7 @@ def test_docstrings_are_the_embedded_collection_in_the_split_asked_for(project, 
     [
         ("dpr.docstrings", "load_docstrings", ("test",)),
         ("dpr.download", "download_beir", ("scifact", Path("data"))),
+        ("dpr.download", "download_msmarco_tiny", (Path("data"),)),
     ],
 )
 def test_what_stands_in_for_other_modules_here_is_called_as_they_are(module, function, arguments):
@@ -210,3 +224,107 @@ def test_a_folders_path_may_be_given_from_the_repository(tiny_beir_folder, tmp_p
     shutil.copytree(tiny_beir_folder, root / "data" / "mine")
     monkeypatch.chdir(root / "notebooks")
     assert load_collection("data/mine").name == "mine"
+
+
+# --- load_training_data ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["pairs.tsv", "deeper/pairs.tsv", "pairs.tsv.gz"])
+def test_a_file_of_training_data_is_read_by_its_path(project, fetched, name):
+    path = write_pairs(project / name)
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    for spelling in (name, f"./{name}", path):
+        assert [e.query for e in load_training_data(spelling).examples] == ["query"]
+    assert fetched == []
+
+
+def test_a_folder_with_one_tsv_file_is_read_by_its_name(project, fetched, tmp_path, monkeypatch):
+    path = write_pairs(project / "data" / "mine" / "pairs.tsv")
+    (path.parent / "README.md").touch()
+    assert load_training_data("mine").name == "mine"
+    monkeypatch.setenv("DPR_DATA_DIR", str(tmp_path / "elsewhere"))
+    write_pairs(tmp_path / "elsewhere" / "mine" / "other.tsv", "more\tpositive\n")
+    assert len(load_training_data("mine").examples) == 2
+    assert fetched == []
+
+
+@pytest.mark.parametrize("files", [(), ("a.tsv", "b.tsv"), ("a.tsv.part",)])
+def test_a_folder_with_another_number_of_tsv_files_is_refused(project, files):
+    (project / "data" / "mine").mkdir()
+    for name in files:
+        write_pairs(project / "data" / "mine" / name)
+    count = sum(name.endswith(".tsv") for name in files)
+    with pytest.raises(
+        ValueError, match=rf"data.mine: expected one \.tsv file of training data, found {count}"
+    ):
+        load_training_data("mine")
+
+
+def test_a_collection_and_its_split_are_read_as_training_data(
+    project, tiny_beir_folder, fetched, monkeypatch
+):
+    monkeypatch.setenv("DPR_DATA_DIR", str(tiny_beir_folder.parent))
+    for name in ("tiny/train", f"{tiny_beir_folder}/train", tiny_beir_folder / "train"):
+        data = load_training_data(name)
+        assert (data.name, [e.query_id for e in data.examples]) == ("tiny/train", ["t2", "t3", "t4", "t5"])
+    assert [e.query_id for e in load_training_data("tiny/dev").examples] == ["t1"]
+    assert fetched == []
+
+
+def test_a_collection_found_nowhere_is_fetched_for_its_training_data(project, fetched):
+    assert load_training_data("nfcorpus/train").name == "nfcorpus/train"
+    assert fetched == [("nfcorpus", project / "data")]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tiny/test", "tiny: the test split is for evaluation"),
+        ("tiny/validation", "tiny has no split 'validation'"),
+        ("no-such-collection/train", "no-such-collection"),
+    ],
+)
+def test_a_collections_split_that_is_not_to_be_trained_on_or_not_there_is_refused(
+    project, tiny_beir_folder, monkeypatch, name, message
+):
+    monkeypatch.setenv("DPR_DATA_DIR", str(tiny_beir_folder.parent))
+    with pytest.raises(ValueError, match=message):
+        load_training_data(name)
+
+
+def test_msmarco_tiny_is_fetched_once_into_the_projects_data(project, fetched, monkeypatch):
+    monkeypatch.chdir(project / "notebooks")
+    for _ in range(2):
+        data = load_training_data("msmarco-tiny")
+        assert (data.name, [e.query for e in data.examples]) == ("msmarco-tiny", ["query"])
+        assert fetched == [("msmarco-tiny", project / "data")]
+
+
+@pytest.mark.xfail(strict=True, reason="a folder with half a file in it counts as there")
+def test_an_msmarco_tiny_that_broke_off_is_fetched_on(project, fetched):
+    write_pairs(project / "data" / "msmarco-tiny" / "msmarco_triples.train.tiny.tsv.part")
+    assert len(load_training_data("msmarco-tiny").examples) == 1
+    assert fetched == [("msmarco-tiny", project / "data")]
+
+
+@pytest.mark.parametrize("where", ["data/mine/pairs.tsv", "mine"])
+def test_bad_lines_are_refused_or_skipped_as_told(project, where):
+    write_pairs(project / "data" / "mine" / "pairs.tsv", "no tab\n")
+    with pytest.raises(ValueError, match=r"pairs\.tsv:2: expected 2 fields.*, 0 may be skipped"):
+        load_training_data(where)
+    assert len(load_training_data(where, max_bad_lines=1).preparation.bad_lines) == 1
+
+
+@pytest.mark.parametrize("name", ["none", "none.tsv", "./none.tsv.gz", "./none/train"])
+def test_training_data_found_nowhere_is_refused(project, fetched, name):
+    with pytest.raises(FileNotFoundError, match=r"none"):
+        load_training_data(name)
+    assert fetched == []
+
+
+def test_an_unknown_name_of_training_data_is_refused_with_the_kinds_there_are(project):
+    with pytest.raises(
+        FileNotFoundError, match=r"no training data 'none'; known: msmarco-tiny, .*scifact/train"
+    ):
+        load_training_data("none")

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dpr.evaluation import evaluate
-from dpr.significance import Comparison, compare, fuse, holm, randomisation_test, smallest_difference
+from dpr.significance import (
+    Comparison,
+    compare,
+    compare_per_query,
+    fuse,
+    holm,
+    randomisation_test,
+    smallest_difference,
+)
 from dpr.trec import ordered_hits
 
 # Quarters add up without rounding, so equal sums are equal.
