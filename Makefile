@@ -42,6 +42,8 @@ readme: .venv/installed     ## write the README's tables and figure from runs/
 bench: .venv/installed      ## measure speed beside other libraries
 	$(BIN)/python benchmarks/exact_search.py
 	$(BIN)/python benchmarks/encoding.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/training.py --memory
 
 clean:           ## remove what the commands above built, not .venv
 	rm -rf build

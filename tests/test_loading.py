@@ -301,7 +301,6 @@ def test_msmarco_tiny_is_fetched_once_into_the_projects_data(project, fetched, m
         assert fetched == [("msmarco-tiny", project / "data")]
 
 
-@pytest.mark.xfail(strict=True, reason="a folder with half a file in it counts as there")
 def test_an_msmarco_tiny_that_broke_off_is_fetched_on(project, fetched):
     write_pairs(project / "data" / "msmarco-tiny" / "msmarco_triples.train.tiny.tsv.part")
     assert len(load_training_data("msmarco-tiny").examples) == 1

@@ -62,11 +62,11 @@ class TrainingSequence(Dataset):
         num_negatives: int = 1,
         queries_per_passage: int | None = None,
     ):
-        if num_batches < 1 or num_negatives < 0:
-            raise ValueError(
-                f"num_batches must be at least 1 and num_negatives at least 0, got {num_batches} and "
-                f"{num_negatives}"
-            )
+        numbers = {"num_batches": num_batches, "num_negatives": num_negatives}
+        numbers |= {} if queries_per_passage is None else {"queries_per_passage": queries_per_passage}
+        for name, number in numbers.items():
+            if number < (name != "num_negatives"):
+                raise ValueError(f"{name} must be at least {int(name != 'num_negatives')}, got {number}")
         self.data, self.seed, self.num_negatives = data, seed, num_negatives
         self.queries_per_passage = queries_per_passage
         self._queries_of: dict[str, list[int]] = {}

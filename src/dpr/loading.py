@@ -82,12 +82,13 @@ def load_training_data(name_or_file: str | Path, max_bad_lines: int = 0) -> Trai
     """
     name = str(name_or_file)
     if name.endswith((".tsv", ".tsv.gz")):
-        return read_training_tsv(name, max_bad_lines=max_bad_lines)
+        here, there = Path(name), project_root() / name
+        return read_training_tsv(here if here.is_file() else there, max_bad_lines=max_bad_lines)
     collection, slash, split = name.rpartition("/")
     if slash:
         return from_collection(load_collection(collection, split))
     folder = find_data(name)
-    if folder is None and name == "msmarco-tiny":
+    if name == "msmarco-tiny" and (folder is None or not any(folder.glob("*.tsv"))):
         from dpr.download import download_msmarco_tiny
 
         folder = download_msmarco_tiny(project_root() / "data")

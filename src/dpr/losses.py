@@ -73,7 +73,7 @@ def in_batch_negatives_loss(
 def _cross_entropy(logits: Tensor, positives: Tensor, left_out: Tensor) -> Tensor:
     """Mean over rows, and over a row's positives, of −ln softmax against the row's negatives: [R, C] each."""
     against = logits.masked_fill(left_out, -torch.inf).logsumexp(dim=1, keepdim=True)  # [R, 1]
-    terms = torch.logaddexp(logits, against) - logits  # [R, C]
+    terms = torch.nn.functional.softplus(against - logits)  # −ln of e^logit / (e^logit + Σ e^against), [R, C]
     counts = positives.sum(dim=1)
     means = terms.masked_fill(~positives, 0).sum(dim=1) / counts.clamp(min=1)
     return means.sum() / (counts > 0).sum()

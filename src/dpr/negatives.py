@@ -84,7 +84,7 @@ def mine_negatives(
     negatives: dict[str, tuple[str, ...]] = {}
     for example in data.examples:
         hits = ordered_hits(run.get(example.query_id, {}))
-        unknown = [doc_id for doc_id, _ in hits[first - 1 : last] if doc_id not in passages]
+        unknown = [d for d, _ in hits[first - 1 : last] if not passages.get(d, "").strip()]
         if unknown:
             raise ValueError(f"query {example.query_id}: the run names {unknown[0]}, which has no text")
         relevant = {normalise(data.passages[doc_id]) for doc_id in example.positives}
@@ -117,7 +117,7 @@ def mine_negatives(
 
 def _bound(query_id: str, positive_scores: Sequence[float], max_share: float) -> float:
     """The score that negatives stay below."""
-    if max_share <= 0:
+    if not max_share > 0:
         raise ValueError(f"max_share must be above 0, got {max_share}")
     if not positive_scores:
         return -np.inf

@@ -14,13 +14,13 @@ import safetensors.torch
 from transformers import TrainerCallback
 
 from dpr.checkpoint import MARKERS
-from dpr.collection import Collection, normalise
+from dpr.collection import Collection
 from dpr.encoder import BiEncoder
 from dpr.files import atomic_folder, write_text
 from dpr.provenance import git_commit, hardware
 from dpr.tracking import HISTORY, RUN, FileTracker, model_card
 from dpr.trainer import BiEncoderTrainer, whole_checkpoints
-from dpr.training_data import TrainingData
+from dpr.training_data import TrainingData, query_key
 from dpr.training_settings import TrainingSettings
 from dpr.two_encoders import TwoEncoders
 
@@ -81,8 +81,8 @@ def train(
     if validation is None and (settings.eval_every or settings.patience):
         raise ValueError("eval_every and patience need validation, a collection to evaluate on")
     if validation is not None:
-        asked = {normalise(text) for text in validation.queries.values()}
-        both = [e.query for e in data.examples if normalise(e.query) in asked]
+        asked = {query_key(text) for text in validation.queries.values()}
+        both = [e.query for e in data.examples if query_key(e.query) in asked]
         if both:
             raise ValueError(f"{len(both)} training queries are validation queries too, first {both[0]!r}")
     run = _describe(encoder, data, settings, validation, tags)

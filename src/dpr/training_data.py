@@ -5,6 +5,7 @@ query can not stand on both sides of a split, and a batch can tell which passage
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -93,8 +94,10 @@ class TrainingData:
                         f"{self.name}: {example.query_id} ({example.query!r}) is in two examples"
                     )
                 seen.add(key)
-            if not example.positives:
-                raise ValueError(f"{self.name}: query {example.query_id} has no positive passage")
+            if not example.query.strip():
+                raise ValueError(f"{self.name}: query {example.query_id} has no text")
+            if not example.positives or min(example.positives.values()) <= 0:
+                raise ValueError(f"{self.name}: query {example.query_id} has no positive, or one graded 0")
             for doc_id in (*example.positives, *example.negatives):
                 if not self.passages.get(doc_id, "").strip():
                     raise ValueError(
@@ -110,10 +113,10 @@ class TrainingData:
     def fingerprint(self) -> str:
         """16 hex digits over all queries, and passages by their roles and grades (SHA-256)."""
         digest = hashlib.sha256()
-        for example in self.examples:
-            known = [*example.positives.items(), *((doc_id, 0) for doc_id in example.negatives)]
-            for part in (example.query, *(f"{grade} {self.passages[doc_id]}" for doc_id, grade in known)):
-                digest.update(part.encode("utf-8", "surrogatepass") + b"\xff")
+        for e in self.examples:
+            positives = [(grade, self.passages[doc_id]) for doc_id, grade in e.positives.items()]
+            negatives = [self.passages[doc_id] for doc_id in e.negatives]
+            digest.update(json.dumps([e.query, positives, negatives]).encode("ascii"))
         return digest.hexdigest()[:16]
 
     def without_queries(self, *collections: Collection) -> "TrainingData":
@@ -124,11 +127,14 @@ class TrainingData:
 
         Returns:
             The rest; `preparation.dropped_queries` names what was left out.
+
+        Raises:
+            ValueError: Nothing is left.
         """
-        asked = {normalise(text) for collection in collections for text in collection.queries.values()}
-        dropped = tuple(e.query for e in self.examples if normalise(e.query) in asked)
+        asked = {query_key(text) for collection in collections for text in collection.queries.values()}
+        dropped = tuple(e.query for e in self.examples if query_key(e.query) in asked)
         known = replace(self.preparation, dropped_queries=self.preparation.dropped_queries + dropped)
-        kept = [e for e in self.examples if normalise(e.query) not in asked]
+        kept = [e for e in self.examples if query_key(e.query) not in asked]
         return replace(self, examples=kept, preparation=known)
 
     def split(self, share: float, seed: int) -> tuple["TrainingData", "TrainingData"]:
@@ -167,12 +173,13 @@ class TrainingData:
             passages: doc_id → text of these.
 
         Raises:
-            ValueError: A negative with the text of a positive of the same query, or without text.
+            ValueError: A negative with the text of a positive of the same query, or without text; no
+                negative for any query.
         """
-        texts = {
-            **self.passages,
-            **{d: passages[d] for found in negatives.values() for d in found if d in passages},
-        }
+        if not any(e.query_id in negatives for e in self.examples):
+            raise ValueError(f"the negatives are of {len(negatives)} queries, none of them of {self.name}")
+        found = {doc_id for doc_ids in negatives.values() for doc_id in doc_ids}
+        texts = {**{doc_id: passages[doc_id] for doc_id in found if doc_id in passages}, **self.passages}
         examples = [replace(e, negatives=tuple(negatives.get(e.query_id, ()))) for e in self.examples]
         changed = replace(self, examples=examples, passages=texts)
         for example in examples:
@@ -215,14 +222,18 @@ def from_collection(collection: Collection) -> TrainingData:
     """
     if collection.split == "test":
         raise ValueError(f"{collection.name}: the test split is for evaluation; train on another one")
-    passages = {doc_id: passage.contents for doc_id, passage in collection.by_id.items() if passage.contents}
+    mended = _Mender()
+    judged = dict.fromkeys(doc_id for grades in collection.qrels.values() for doc_id in grades)
+    texts = {d: mended(collection.by_id[d].contents) for d in judged if d in collection.by_id}
+    passages = {doc_id: text for doc_id, text in texts.items() if text.strip()}
+    queries = {query_id: mended(text) for query_id, text in collection.queries.items()}
     rows = [
-        (query_id, collection.queries[query_id], doc_id, grade)
+        (query_id, queries[query_id], doc_id, grade)
         for query_id, grades in collection.qrels.items()
         for doc_id, grade in grades.items()
         if doc_id in passages
     ]
-    return _gather(f"{collection.name}/{collection.split}", rows, passages, ())
+    return _gather(f"{collection.name}/{collection.split}", rows, passages, mended)
 
 
 def read_training_tsv(path: Path | str, name: str = "", max_bad_lines: int = 0) -> TrainingData:
@@ -243,9 +254,9 @@ def read_training_tsv(path: Path | str, name: str = "", max_bad_lines: int = 0) 
     rows: list[tuple[str, str, str, int]] = []
     passages: dict[str, str] = {}
     bad: list[str] = []
-    columns = 0
+    columns, mended = 0, _Mender()
     for number, line in read_lines(path):
-        fields = [part.strip() for part in line.split("\t")]
+        fields = [mended(part).strip() for part in line.split("\t")]
         columns = columns or len(fields)
         reason = _what_is_wrong(fields, columns)
         if reason:
@@ -260,7 +271,8 @@ def read_training_tsv(path: Path | str, name: str = "", max_bad_lines: int = 0) 
             doc_id = f"p{stable_hash(text)[:16]}"
             passages[doc_id] = text
             rows.append((f"q{number}", query, doc_id, int(position == 0)))
-    return _gather(name or Path(path).stem, rows, passages, tuple(bad))
+    name = name or Path(path).name.removesuffix(".gz").removesuffix(".tsv")
+    return _gather(name, rows, passages, mended, tuple(bad))
 
 
 def _what_is_wrong(fields: Sequence[str], columns: int) -> str:
@@ -277,34 +289,48 @@ def _what_is_wrong(fields: Sequence[str], columns: int) -> str:
     return ""
 
 
+class _Mender:
+    """Mends texts and remembers those it changed."""
+
+    def __init__(self):
+        self.changed: dict[str, str] = {}
+
+    def __call__(self, text: str) -> str:
+        better = mend(text)
+        if better != text:
+            self.changed[text] = better
+        return better
+
+
+def mend(text: str) -> str:
+    """Undo wrong decoding, as far as ftfy can tell, and nothing else.
+
+    >>> mend("what is a cafÃ©"), mend("“quoted”")
+    ('what is a café', '“quoted”')
+    """
+    return ftfy.fix_text(text, MENDING)
+
+
+def query_key(text: str) -> str:
+    """What queries are told apart by: their words once mended, case and white space aside."""
+    return normalise(mend(text))
+
+
 def _gather(
     name: str,
     rows: Sequence[tuple[str, str, str, int]],
     passages: Mapping[str, str],
-    bad_lines: tuple[str, ...],
+    mended: _Mender,
+    bad_lines: tuple[str, ...] = (),
 ) -> TrainingData:
-    """Examples from rows of query_id, query, doc_id and grade, their texts mended."""
-    samples: list[tuple[str, str]] = []
-    num_mended = 0
-
-    def mend(text: str) -> str:
-        nonlocal num_mended
-        better = ftfy.fix_text(text, MENDING)
-        if better != text:
-            num_mended += 1
-            samples.append((text, better))
-        return better
-
-    used = dict.fromkeys(doc_id for _, _, doc_id, _ in rows)
-    texts = {doc_id: mend(passages[doc_id]) for doc_id in used}
-    keys = {doc_id: normalise(text) for doc_id, text in texts.items()}
+    """Examples from rows of query_id, query, doc_id and grade, all texts mended."""
+    keys = {doc_id: normalise(passages[doc_id]) for _, _, doc_id, _ in rows}
     queries: dict[str, Example] = {}
     judged: dict[str, dict[str, int]] = {}
     sources: dict[str, set[str]] = {}
     for query_id, query, doc_id, grade in rows:
         key = normalise(query)
-        if key not in queries:
-            queries[key] = Example(query_id, mend(query), {})
+        queries.setdefault(key, Example(query_id, query, {}))
         sources.setdefault(key, set()).add(query_id)
         grades = judged.setdefault(key, {})
         grades[doc_id] = max(grade, grades.get(doc_id, grade))
@@ -319,9 +345,9 @@ def _gather(
     preparation = Preparation(
         num_rows=len(rows),
         bad_lines=bad_lines,
-        num_mended=num_mended,
-        mended=tuple(samples[:KEPT_SAMPLES]),
+        num_mended=len(mended.changed),
+        mended=tuple(mended.changed.items())[:KEPT_SAMPLES],
         duplicate_queries=sum(len(ids) - 1 for ids in sources.values()),
         duplicate_passages=len(keys) - len(set(keys.values())),
     )
-    return TrainingData(name, examples, texts, preparation)
+    return TrainingData(name, examples, {doc_id: passages[doc_id] for doc_id in keys}, preparation)
