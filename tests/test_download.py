@@ -18,7 +18,7 @@ import pytest
 from dpr import download
 from dpr.beir import read_beir
 from dpr.download import BEIR_MD5, MSMARCO_TINY, download_beir, download_msmarco_tiny, extract_zip
-from dpr.training_data import read_training_tsv
+from dpr.training_sources import read_training_tsv
 
 
 class Server(ThreadingHTTPServer):

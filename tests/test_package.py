@@ -14,12 +14,13 @@ import dpr
 LAYERS = (  # from the top; a module imports from its own layer and those below
     {"report", "notebooks"},
     {"workspace", "plots", "analysis", "significance", "results", "claims"},
-    {"sanity", "training", "tracking", "trainer", "negatives"},
+    {"sanity", "training", "tracking", "trainer", "checkpoint_files", "negatives"},
     {"bm25", "ann", "memory", "index", "engines", "exact", "exact_torch", "encoding"},
     {"collator", "losses", "two_encoders", "encoder", "checkpoint", "batches", "pooling", "tokens"},
     {"evaluation", "audit", "loading", "profiles", "published", "java"},
     {
         "training_settings",
+        "training_sources",
         "training_data",
         "docstrings",
         "download",

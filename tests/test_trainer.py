@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from dpr.checkpoint_files import whole_checkpoints
 from dpr.collator import Collator, TrainingSequence
 from dpr.encoder import BiEncoder
 from dpr.losses import in_batch_negatives_loss
-from dpr.trainer import BiEncoderTrainer, Pair, whole_checkpoints
-from dpr.training_data import from_collection
+from dpr.trainer import BiEncoderTrainer, Pair
 from dpr.training_settings import TrainingSettings
+from dpr.training_sources import from_collection
 from dpr.two_encoders import TwoEncoders
 
 

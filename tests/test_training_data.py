@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from dpr.beir import read_beir
 from dpr.collection import Collection, Passage, normalise
 from dpr.loading import load_collection, load_training_data
-from dpr.training_data import Example, TrainingData, as_collection, from_collection, read_training_tsv
+from dpr.training_data import Example, TrainingData, as_collection
+from dpr.training_sources import from_collection, read_training_tsv
 from dpr.trec import read_qrels
 
 

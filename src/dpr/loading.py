@@ -5,7 +5,8 @@ from pathlib import Path
 
 from dpr.beir import read_beir
 from dpr.collection import Collection
-from dpr.training_data import TrainingData, from_collection, read_training_tsv
+from dpr.training_data import TrainingData
+from dpr.training_sources import from_collection, read_training_tsv
 
 MARKERS = ("pyproject.toml", "notebooks")
 

@@ -1,10 +1,7 @@
 """transformers' Trainer with our batches, our loss, selection by retrieval and checkpoints that are whole."""
 
-import hashlib
-import json
 import math
 import resource
-import shutil
 import sys
 import tempfile
 import time
@@ -17,20 +14,19 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 
+from dpr.checkpoint_files import mark_whole, remove_older
 from dpr.collator import Collator, TrainingSequence
 from dpr.collection import Collection
 from dpr.encoder import BiEncoder
 from dpr.evaluation import evaluate
-from dpr.files import write_text
 from dpr.index import build_index
 from dpr.losses import in_batch_logits, in_batch_negatives_loss
-from dpr.training_data import TrainingData, from_collection
+from dpr.training_data import TrainingData
 from dpr.training_settings import VALIDATION_METRICS, TrainingSettings
+from dpr.training_sources import from_collection
 from dpr.two_encoders import TwoEncoders
 
 CPU_PASS_TOKENS = 2_048
-WHOLE = "whole.json"  # written last: file → SHA-256 of a checkpoint
-KEPT_CHECKPOINTS = 2  # the newest ones, beside the best
 
 
 class Pair(torch.nn.Module):
@@ -194,13 +190,8 @@ class BiEncoderTrainer(Trainer):
         """A checkpoint, marked as whole once it is; then older ones go."""
         super()._save_checkpoint(model, trial)
         folder = Path(self.args.output_dir)
-        path = folder / f"checkpoint-{self.state.global_step}"
-        digests = {file.name: _sha256(file) for file in sorted(path.iterdir())}
-        write_text(path / WHOLE, json.dumps(digests, indent=1))
-        kept = {f"checkpoint-{self.state.best_global_step}"}
-        for old in _checkpoints(folder)[:-KEPT_CHECKPOINTS]:
-            if old.name not in kept:
-                shutil.rmtree(old)
+        mark_whole(folder / f"checkpoint-{self.state.global_step}")
+        remove_older(folder, self.state.best_global_step)
 
 
 def _arguments(
@@ -258,50 +249,6 @@ def search_pool(encoder: BiEncoder | TwoEncoders, pool: Collection) -> dict[str,
     query_emb, _ = next(encoder.query.encode_blocks([list(pool.queries.values())], "queries"))
     run = index.search_run(list(pool.queries), query_emb, 100, "validation")
     return evaluate(pool.qrels, run, VALIDATION_METRICS).means
-
-
-def whole_checkpoints(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """The checkpoints that training can go on from, oldest first, and the others with what is wrong.
-
-    One is whole where every file has the SHA-256 noted once it was complete, and the best checkpoint
-    that it speaks of is whole too.
-    """
-    usable: list[Path] = []
-    damaged: list[tuple[Path, str]] = []
-    for path in _checkpoints(folder):
-        reason = _damage(path)
-        if not reason:
-            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            best = state["best_global_step"]
-            if best and f"checkpoint-{best}" not in {other.name for other in (*usable, path)}:
-                reason = f"its best checkpoint, of step {best}, is damaged or missing"
-        if reason:
-            damaged.append((path, reason))
-        else:
-            usable.append(path)
-    return usable, damaged
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """All checkpoints of a run, oldest first."""
-    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-def _damage(path: Path) -> str:
-    """What is wrong with a checkpoint, or nothing."""
-    if not (path / WHOLE).is_file():
-        return "writing it was broken off"
-    for name, digest in json.loads((path / WHOLE).read_text(encoding="utf-8")).items():
-        if not (path / name).is_file():
-            return f"{name} is missing"
-        if _sha256(path / name) != digest:
-            return f"{name} is damaged"
-    return ""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def memory_bytes() -> int:

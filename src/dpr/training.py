@@ -14,12 +14,13 @@ import safetensors.torch
 from transformers import TrainerCallback
 
 from dpr.checkpoint import MARKERS
+from dpr.checkpoint_files import whole_checkpoints
 from dpr.collection import Collection
 from dpr.encoder import BiEncoder
 from dpr.files import atomic_folder, write_text
 from dpr.provenance import git_commit, hardware
 from dpr.tracking import HISTORY, RUN, FileTracker, model_card
-from dpr.trainer import BiEncoderTrainer, whole_checkpoints
+from dpr.trainer import BiEncoderTrainer
 from dpr.training_data import TrainingData, query_key
 from dpr.training_settings import TrainingSettings
 from dpr.two_encoders import TwoEncoders

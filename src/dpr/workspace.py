@@ -15,7 +15,8 @@ from dpr.loading import load_collection, load_training_data, project_root
 from dpr.profiles import Profile, get_profile
 from dpr.provenance import hardware
 from dpr.results import Result, save_result
-from dpr.training_data import TrainingData, as_collection, from_collection
+from dpr.training_data import TrainingData, as_collection
+from dpr.training_sources import from_collection
 from dpr.trec import Run
 from dpr.two_encoders import TwoEncoders
 
