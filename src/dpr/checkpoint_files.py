@@ -18,10 +18,18 @@ def mark_whole(path: Path) -> None:
 
 
 def remove_older(folder: Path, best_step: int | None) -> None:
-    """Remove all checkpoints of a run but the newest two and that of the best step."""
-    for path in _checkpoints(folder)[:-KEPT_CHECKPOINTS]:
-        if path.name != f"checkpoint-{best_step}":
+    """Remove all checkpoints of a run but the newest two, that of the best step, and those two's best."""
+    paths = _checkpoints(folder)
+    newest = paths[-KEPT_CHECKPOINTS:]
+    kept = {f"checkpoint-{step}" for step in (best_step, *map(_best_step, newest))}
+    for path in paths[:-KEPT_CHECKPOINTS]:
+        if path.name not in kept:
             shutil.rmtree(path)
+
+
+def _best_step(path: Path) -> int | None:
+    """The best step that a checkpoint knows of."""
+    return json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["best_global_step"]
 
 
 def whole_checkpoints(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
@@ -35,8 +43,7 @@ def whole_checkpoints(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]
     for path in _checkpoints(folder):
         reason = _damage(path)
         if not reason:
-            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            best = state["best_global_step"]
+            best = _best_step(path)
             if best and f"checkpoint-{best}" not in {other.name for other in (*usable, path)}:
                 reason = f"its best checkpoint, of step {best}, is damaged or missing"
         if reason:
@@ -55,7 +62,11 @@ def _damage(path: Path) -> str:
     """What is wrong with a checkpoint, or nothing."""
     if not (path / WHOLE).is_file():
         return "writing it was broken off"
-    for name, digest in json.loads((path / WHOLE).read_text(encoding="utf-8")).items():
+    try:
+        digests = json.loads((path / WHOLE).read_text(encoding="utf-8"))
+    except ValueError:
+        return f"{WHOLE} is damaged"
+    for name, digest in digests.items():
         if not (path / name).is_file():
             return f"{name} is missing"
         if _sha256(path / name) != digest:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ class FileTracker(TrainerCallback):
         """Open the bar and TensorBoard's file, at the step that is gone on from."""
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(self._folder / "tensorboard"), purge_step=state.global_step or None)
+        self._writer = SummaryWriter(str(self._folder / "tensorboard"), purge_step=state.global_step and state.global_step + 1 or None)
         run = (self._folder / RUN).read_text(encoding="utf-8")
         self._writer.add_text("run", f"```\n{run}\n```")
         self._bar = tqdm(
@@ -63,6 +64,7 @@ class FileTracker(TrainerCallback):
                 value,
                 state.global_step,
             )
+        self._writer.flush()
         if "loss" in logs:
             rate = args.per_device_train_batch_size * args.gradient_accumulation_steps / logs["step_s"]
             self._bar.set_postfix_str(
@@ -104,7 +106,8 @@ class NeptuneTracker(TrainerCallback):
         try:
             self._run = neptune.init_run(mode=self._mode, project=self._project)
         except NeptuneException as error:
-            first = next(line for line in str(error).splitlines() if line.strip())
+            lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()
+            first = next((line.strip() for line in lines if line.strip(" -")), "")
             warnings.warn(f"Neptune is left out: {type(error).__name__}: {first}", stacklevel=2)
             return
         run = json.loads((Path(args.output_dir).parent / RUN).read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from dpr.checkpoint_files import mark_whole, remove_older
 from dpr.collator import Collator, TrainingSequence
@@ -114,6 +114,7 @@ class BiEncoderTrainer(Trainer):
             eval_dataset=held_out and held_out.examples,
         )
         self.remove_callback(PrinterCallback)
+        self.add_callback(_LastStep())
         if settings.patience:
             self.add_callback(EarlyStoppingCallback(settings.patience))
         self._tally: Counter = Counter()
@@ -194,6 +195,13 @@ class BiEncoderTrainer(Trainer):
         remove_older(folder, self.state.best_global_step)
 
 
+class _LastStep(TrainerCallback):
+    """Logs the last step too."""
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_log = control.should_log or state.global_step == state.max_steps
+
+
 def _arguments(
     settings: TrainingSettings, folder: Path | None, steps: int, on_cpu: bool, evaluates: bool
 ) -> TrainingArguments:
@@ -204,8 +212,8 @@ def _arguments(
         "linear": ("polynomial", {"lr_end": settings.learning_rate * settings.floor_share, "power": 1.0}),
         "cosine": ("cosine_with_min_lr", {"min_lr_rate": settings.floor_share}),
     }[settings.schedule]
-    if settings.learning_rate == 0:  # there is nothing between it and a floor
-        kind, floor = "constant", {}
+    if settings.learning_rate == 0 or settings.floor_share == 1:  # nothing lies between it and the floor
+        kind, floor = "constant_with_warmup", {}
     arguments = TrainingArguments(
         output_dir=str(folder or tempfile.gettempdir()),
         max_steps=steps,

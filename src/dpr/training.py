@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from dpr.checkpoint import MARKERS
 from dpr.checkpoint_files import whole_checkpoints
@@ -90,6 +90,8 @@ def train(
     _claim(folder, run)
     if not (folder / MODEL).is_dir():
         _train(copy.deepcopy(encoder), data, folder, settings, validation, callbacks)
+    for left in (folder / CHECKPOINTS, *folder.glob(f".{MODEL}.*")):  # by a kill at the very end
+        shutil.rmtree(left, ignore_errors=True)
     lines = (folder / HISTORY).read_text(encoding="utf-8").splitlines()
     kind = TwoEncoders if isinstance(encoder, TwoEncoders) else BiEncoder
     device = str(encoder.passage.model.device)
@@ -129,6 +131,8 @@ def _describe(encoder, data, settings, validation, tags) -> dict[str, Any]:
 def _claim(folder: Path, run: Mapping[str, Any]) -> None:
     """Write `run.json`, or see that what is there describes the same run."""
     if not (folder / RUN).is_file():
+        for half in folder.glob(f".{RUN}.*"):
+            half.unlink()
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no training run; give another folder")
         write_text(folder / RUN, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
@@ -152,7 +156,11 @@ def _train(encoder, data, folder, settings, validation, callbacks) -> None:
     trainer = BiEncoderTrainer(encoder, data, checkpoints, settings, validation)
     for callback in (FileTracker(folder), *callbacks):
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=_newest(checkpoints))
+    newest = _newest(checkpoints)
+    if newest is not None and _out_of_patience(newest, settings):
+        trainer.state = TrainerState.load_from_json(f"{newest}/trainer_state.json")
+    else:
+        trainer.train(resume_from_checkpoint=newest)
     state = trainer.state
     best_step = state.best_global_step or state.global_step
     if best_step != state.global_step:
@@ -164,7 +172,14 @@ def _train(encoder, data, folder, settings, validation, callbacks) -> None:
         encoder.save(fresh)
         write_text(fresh / FINISHED, json.dumps(finished, indent=1, ensure_ascii=False) + "\n")
         write_text(fresh / "README.md", model_card(folder.name, finished, state.log_history))
-    shutil.rmtree(checkpoints)
+
+
+def _out_of_patience(checkpoint: str, settings: TrainingSettings) -> bool:
+    """Whether training had ended there; the Trainer would go on."""
+    stopping = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").stateful_callbacks.get(
+        "EarlyStoppingCallback"
+    )
+    return bool(stopping) and stopping["attributes"]["early_stopping_patience_counter"] >= settings.patience
 
 
 def _newest(checkpoints: Path) -> str | None:

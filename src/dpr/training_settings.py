@@ -25,7 +25,7 @@ class TrainingSettings:
         learning_rate: At its highest, after the warm-up.
         schedule: `linear` or `cosine`, from there down to the floor.
         warmup_share: Share of the steps over which the learning rate rises from 0.
-        floor_share: The last learning rate, as a share of the highest; above 0.
+        floor_share: What the learning rate falls to, as a share of the highest; above 0.
         weight_decay: AdamW's, on weights other than biases and layer norms.
         max_grad_norm: Gradients are scaled down to this norm.
         accumulation: Batches a step; their negatives stay apart.
@@ -94,7 +94,7 @@ class TrainingSettings:
             ("weight_decay", 0),
             ("learning_rate", 0),
         ):
-            if getattr(self, name) < low:
+            if not getattr(self, name) >= low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
         for name in ("num_steps", "queries_per_passage", "pass_tokens", "patience"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
