@@ -170,14 +170,6 @@ def test_tensorboard_keeps_the_step_that_is_gone_on_from(folder):
     assert list(shown["validation/loss"]) == [1, 2]
 
 
-def test_tensorboard_has_each_line_as_soon_as_it_is_logged(folder):
-    run = Run(FileTracker(folder), folder)
-    run.step(TRAIN)
-    shown, _ = read_tensorboard(folder)
-    run.end()
-    assert shown["train/loss"] == {1: 2.5}
-
-
 def test_the_bar_starts_where_the_run_goes_on(folder, capsys):
     run = Run(FileTracker(folder), folder, [{**TRAIN, "step": 2}])
     run.step(TRAIN)

@@ -40,6 +40,8 @@ MEASURED = ("step_s", "tokens_per_s", "memory_bytes", "eval_s")  # of the machin
 LOGGED = ("loss", "in_batch_accuracy", "chance_loss", "grad_norm")
 RUN_FILES = ["history.csv", "history.jsonl", "model", "run.json", "tensorboard"]
 
+LEFT_OVER = pytest.mark.xfail(strict=True, reason="what a kill leaves of these names is left there")
+
 # Trains as each line of its input tells it, in a child of its own, and answers how that ended.
 SERVER = """
 import gc, json, os, signal, sys, time
@@ -696,12 +698,22 @@ def test_killed_while_it_writes_its_description_it_begins_again(in_a_child, whol
     assert_alike(folder, whole_child)
 
 
-def test_killed_at_its_end_it_leaves_nothing_beside_the_model(in_a_child, whole_child, tmp_path):
-    shutil.copytree(whole_child, tmp_path / "run")
-    (tmp_path / "run" / "checkpoints" / "checkpoint-6").mkdir(parents=True)
-    (tmp_path / "run" / ".model.1234").mkdir()
-    assert in_a_child(tmp_path / "run") == "done"
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == RUN_FILES
+@pytest.mark.parametrize(
+    "left",
+    [
+        "checkpoints/checkpoint-6/model.safetensors",
+        ".model.1234/README.md",
+        pytest.param("..model.1234.5678/config.json", marks=LEFT_OVER),
+        pytest.param(".history.csv.1234.csv", marks=LEFT_OVER),
+        pytest.param(".history.jsonl.1234.jsonl", marks=LEFT_OVER),
+    ],
+)
+def test_what_a_kill_leaves_half_written_is_removed(in_a_child, whole_child, tmp_path, left):
+    folder = shutil.copytree(whole_child, tmp_path / "run")
+    (folder / left).parent.mkdir(parents=True, exist_ok=True)
+    (folder / left).write_text("half")
+    assert in_a_child(folder) == "done"
+    assert sorted(path.name for path in folder.iterdir()) == RUN_FILES
 
 
 # --- damaged -----------------------------------------------------------------------------------

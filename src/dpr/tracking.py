@@ -33,7 +33,9 @@ class FileTracker(TrainerCallback):
         """Open the bar and TensorBoard's file, at the step that is gone on from."""
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(self._folder / "tensorboard"), purge_step=state.global_step and state.global_step + 1 or None)
+        self._writer = SummaryWriter(
+            str(self._folder / "tensorboard"), purge_step=state.global_step + 1 if state.global_step else None
+        )
         run = (self._folder / RUN).read_text(encoding="utf-8")
         self._writer.add_text("run", f"```\n{run}\n```")
         self._bar = tqdm(
@@ -64,7 +66,6 @@ class FileTracker(TrainerCallback):
                 value,
                 state.global_step,
             )
-        self._writer.flush()
         if "loss" in logs:
             rate = args.per_device_train_batch_size * args.gradient_accumulation_steps / logs["step_s"]
             self._bar.set_postfix_str(
