@@ -12,7 +12,7 @@ import pytest
 import dpr
 
 LAYERS = (  # from the top; a module imports from its own layer and those below
-    {"report", "notebooks"},
+    {"report", "notebooks", "finetuning"},
     {"workspace", "plots", "analysis", "significance", "results", "claims"},
     {"sanity", "training", "tracking", "trainer", "checkpoint_files", "negatives"},
     {"bm25", "ann", "memory", "index", "engines", "exact", "exact_torch", "encoding"},

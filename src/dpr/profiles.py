@@ -24,7 +24,9 @@ class Profile:
         hard_negatives: Whether BM25's finds are hard negatives; a set of triples keeps its own.
         pool_size: Passages of the pool that validation searches; more where the relevant ones are more.
         pool_queries: Validation queries that search it.
-        factors: Whether fine-tuning is also varied by one factor at a time, which takes hours on a CPU.
+        factors: Whether fine-tuning is also varied by one factor at a time, which takes an hour on a CPU.
+        triples: Triples about other texts to train on too, for search without any of the collection's
+            own judgements; used where the data folder has them.
         seeds: One training run each; the first also seeds everything else.
         num_passages: Cut the collection to so many passages; None keeps all.
         num_queries: Cut to so many queries of a split; None keeps all.
@@ -47,6 +49,7 @@ class Profile:
     pool_size: int = 1000
     pool_queries: int = 200
     factors: bool = False
+    triples: str | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     num_passages: int | None = None
     num_queries: int | None = None
@@ -91,13 +94,43 @@ PROFILES = {
             training_length=32,
             pool_size=50,
             pool_queries=10,
+            factors=True,
             passage_max_length=64,
             num_passages=300,
             num_queries=40,
             seeds=(0,),
         ),
-        Profile("scifact", "scifact", factors=True),
-        Profile("nfcorpus", "nfcorpus"),
+        Profile(
+            "scifact",
+            "scifact",
+            training=TrainingSettings(
+                num_epochs=5, eval_every=20, log_every=5, dropout=0.0, precision="bfloat16"
+            ),
+            training_length=200,
+            pool_size=600,
+            pool_queries=100,
+            factors=True,
+            triples="squad-triples",
+        ),
+        Profile(
+            "nfcorpus",
+            "nfcorpus",
+            training=TrainingSettings(
+                num_steps=200,
+                batch_size=192,
+                queries_per_passage=4,
+                all_positives=True,
+                symmetric=True,
+                eval_every=50,
+                dropout=0.0,
+                precision="bfloat16",
+            ),
+            training_length=128,
+            hard_negatives=False,
+            pool_size=600,
+            pool_queries=25,
+            triples="squad-triples",
+        ),
         Profile(
             "trec-covid",
             "trec-covid",

@@ -86,7 +86,7 @@ def train(
         both = [e.query for e in data.examples if query_key(e.query) in asked]
         if both:
             raise ValueError(f"{len(both)} training queries are validation queries too, first {both[0]!r}")
-    run = _describe(encoder, data, settings, validation, tags)
+    run = describe_run(encoder, data, settings, validation, tags)
     _claim(folder, run)
     if not (folder / MODEL).is_dir():
         _train(copy.deepcopy(encoder), data, folder, settings, validation, callbacks)
@@ -101,8 +101,17 @@ def train(
     return Trained(best, [json.loads(line) for line in lines], finished["best_step"], folder)
 
 
-def _describe(encoder, data, settings, validation, tags) -> dict[str, Any]:
-    """Everything that a run is made from, as JSON values."""
+def describe_run(
+    encoder: BiEncoder | TwoEncoders,
+    data: TrainingData,
+    settings: TrainingSettings,
+    validation: Collection | None,
+    tags: Sequence[str],
+) -> dict[str, Any]:
+    """Everything that a run is made from, as JSON values: what `run.json` holds.
+
+    Arguments are those of `train`. Two runs with the same `IDENTITY` parts are the same run.
+    """
     described = {
         "settings": asdict(settings),
         "data": {"name": data.name, "num_queries": len(data.examples), "fingerprint": data.fingerprint},
