@@ -2,11 +2,15 @@
 
 import json
 import os
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from dpr import download
 from dpr.collection import Collection, Passage
 
 DATA_DIR = os.environ.get("DPR_DATA_DIR") and Path(os.environ["DPR_DATA_DIR"]).resolve()
@@ -89,3 +93,66 @@ def tiny_beir_folder(tmp_path, tiny_collection) -> Path:
         rows = [f"{q}\t{d}\t{grade}\n" for q, grades in qrels.items() for d, grade in grades.items()]
         (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(rows))
     return folder
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files` on a port of its own, and keeps what was asked for and how much was sent."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = {}
+        self.cuts = []  # the n-th request is cut off after this many bytes; None and none given: not cut
+        self.statuses = []  # what the n-th request is answered with in place of a file
+        self.knows_range = True
+        self.range_shift = 0
+        self.ranges = []
+        self.num_bytes = 0
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers one request the way the server is set to."""
+
+    def do_GET(self):
+        server, wanted = self.server, self.headers.get("Range")
+        server.ranges.append(wanted)
+        body = server.files.get(self.path.lstrip("/"))
+        status = server.statuses.pop(0) if server.statuses else None
+        if body is None or status:
+            self.answer(status or 404)
+            return
+        start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and server.knows_range else 0
+        if start >= len(body):
+            self.answer(416, {"Content-Range": f"bytes */{len(body)}"})
+            return
+        headers = {"Content-Length": len(body) - start}
+        if start:
+            headers["Content-Range"] = f"bytes {start + server.range_shift}-{len(body) - 1}/{len(body)}"
+        self.answer(206 if start else 200, headers)
+        rest = body[start:][: server.cuts.pop(0) if server.cuts else None]
+        server.num_bytes += len(rest)
+        self.wfile.write(rest)
+
+    def answer(self, status, headers=None):
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, str(value))
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(download, "BACKOFF_S", 0)
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

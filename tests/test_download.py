@@ -6,11 +6,10 @@ import logging
 import random
 import re
 import shutil
+import socket
 import stat
-import threading
 import warnings
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pooch
 import pytest
@@ -19,69 +18,6 @@ from dpr import download
 from dpr.beir import read_beir
 from dpr.download import BEIR_MD5, MSMARCO_TINY, download_beir, download_msmarco_tiny, extract_zip
 from dpr.training_sources import read_training_tsv
-
-
-class Server(ThreadingHTTPServer):
-    """Serves `files` on a port of its own, and keeps what was asked for and how much was sent."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files = {}
-        self.cuts = []  # the n-th request is cut off after this many bytes; None and none given: not cut
-        self.statuses = []  # what the n-th request is answered with in place of a file
-        self.knows_range = True
-        self.range_shift = 0
-        self.ranges = []
-        self.num_bytes = 0
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers one request the way the server is set to."""
-
-    def do_GET(self):
-        server, wanted = self.server, self.headers.get("Range")
-        server.ranges.append(wanted)
-        body = server.files.get(self.path.lstrip("/"))
-        status = server.statuses.pop(0) if server.statuses else None
-        if body is None or status:
-            self.answer(status or 404)
-            return
-        start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and server.knows_range else 0
-        if start >= len(body):
-            self.answer(416, {"Content-Range": f"bytes */{len(body)}"})
-            return
-        headers = {"Content-Length": len(body) - start}
-        if start:
-            headers["Content-Range"] = f"bytes {start + server.range_shift}-{len(body) - 1}/{len(body)}"
-        self.answer(206 if start else 200, headers)
-        rest = body[start:][: server.cuts.pop(0) if server.cuts else None]
-        server.num_bytes += len(rest)
-        self.wfile.write(rest)
-
-    def answer(self, status, headers=None):
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, str(value))
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(download, "BACKOFF_S", 0)
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -227,8 +163,8 @@ def test_a_file_that_is_not_on_the_server_is_an_error_at_once(archive, server, t
 
 
 def test_no_server_at_all_is_an_error_that_names_the_address(archive, tmp_path, monkeypatch):
-    with Server() as closed:
-        url = closed.url
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
     with pytest.raises(ConnectionError, match=rf"{url}/tiny\.zip: gave up after 5 attempts"):
         download_beir("tiny", tmp_path, url)
 

@@ -36,7 +36,7 @@ def small_notebook(*sources: str, parameters: str = 'PROFILE = "smoke"  # a comm
 
 
 def test_there_are_notebooks():
-    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "05", "07"]
+    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "07"]
 
 
 @each_notebook
@@ -181,15 +181,28 @@ def test_every_notebook_runs_from_top_to_bottom_on_the_smallest_profile(monkeypa
         "raw-cosine",
         "raw-dot",
         "max-chunk",
+        "ft-s0",
+        "ft-no-hard-negatives",
+        "ft-two-encoders",
+        "ft-cls",
+        "ft-dot",
     )
-    ablations = {f"all-MiniLM-L6-v2-{variant}" for variant in variants}
-    systems = {"bm25", "bm25-tuned", "all-MiniLM-L6-v2", "rrf-bm25-all-MiniLM-L6-v2"}
+    ablations = {f"all-MiniLM-L6-v2-{variant}" for variant in variants} | {"random-weights"}
+    encoders = {"all-MiniLM-L6-v2", "all-MiniLM-L6-v2-ft"}
+    systems = {"bm25", "bm25-tuned", *encoders, *(f"rrf-bm25-{encoder}" for encoder in encoders)}
     assert set(results) == systems | ablations
     assert {system for system, result in results.items() if result.metadata["ablation"]} == ablations
     for path in NOTEBOOKS:
         assert f"{path.name} done" in printed
         assert "on `smoke`" in read(build / "notebooks" / path.name).cells[0].source
     assert "| all-MiniLM-L6-v2¹ |" in printed
+    assert "| all-MiniLM-L6-v2-ft¹ |" in printed
+    kept = {path.stem for path in (build / "runs" / "docstrings" / "training").glob("*.json")}
+    assert kept == {system for system in results if "-ft-" in system} | {"random-weights"}
+    [curves] = [
+        c for c in code_cells(read(build / "notebooks" / NOTEBOOKS[3].name)) if "curves.show" in c.source
+    ]
+    assert sum("image/png" in output.get("data", {}) for output in curves.outputs) == 1  # one, drawn again
     assert "-cls" not in printed
     assert "300 of 3,121 passages" in printed
     figures = list((build / "figures").glob("*.png"))

@@ -80,8 +80,9 @@ def test_the_table_has_the_means_of_the_files_best_first(scifact):
 def test_a_system_with_several_seeds_shows_their_mean_and_range(scifact, tiny_collection):
     collection = replace(tiny_collection, name="scifact")
     better = {"q1": {"d1": 2.0, "d3": 1.0}, "q2": {"d2": 1.0}}
+    trained = {"trained_on": "5 queries of scifact/train"}
     seeds = [
-        save(scifact, f"tuned-s{seed}", run, collection, seed=seed, ablation=True)
+        save(scifact, f"tuned-s{seed}", run, collection, seed=seed, ablation=True, config=trained)
         for seed, run in enumerate((better, RUNS["bm25"]))
     ]
     save_mean_of_seeds("tuned", seeds)
@@ -89,6 +90,7 @@ def test_a_system_with_several_seeds_shows_their_mean_and_range(scifact, tiny_co
     mean, lowest = (1 + (1 + SECOND) / 2) / 2, (1 + SECOND) / 2
     assert f"| tuned | {mean:.4f} ({lowest:.4f}–1.0000) | 0.8750 | 1.0000 | – " in table
     assert "In parentheses the lowest and highest of several training seeds" in caption
+    assert "`tuned` was fine-tuned on 5 queries of scifact/train." in caption
     assert "tuned-s0" not in table
 
 

@@ -128,11 +128,17 @@ def fine_tune(
     found = _read_kept(kept, described, collection)
     if found is not None:
         return found
-    folder = space.models / data.name.replace("/", "-") / tag
+    folder = space.model_folder(data.name, tag)
     trained = train(start, data, folder, settings, validation=validation, tags=[tag], callbacks=callbacks)
     ready = _with_passage_length(trained.encoder, space.profile.passage_max_length)
     _, result = space.search_dense(
-        ready, collection, tag, notebook=notebook, ablation=ablation, seed=settings.seed
+        ready,
+        collection,
+        tag,
+        notebook=notebook,
+        ablation=ablation,
+        seed=settings.seed,
+        trained_on=f"{len(data.examples):,} queries of {data.name}",
     )
     finished = json.loads((trained.folder / MODEL / FINISHED).read_text(encoding="utf-8"))
     kept.parent.mkdir(exist_ok=True)
@@ -157,9 +163,10 @@ def _read_kept(kept: Path, described: Mapping[str, Any], collection: Collection)
         return None
     result = load_result(kept.parents[1], kept.stem)
     used = {"passages": collection.fingerprint, "queries": collection.queries_fingerprint}
-    if result.metadata["fingerprints"] != used or result.metadata["config"]["model"] != finished["searched"]:
+    searched, history = finished.pop("searched"), finished.pop("history")
+    if result.metadata["fingerprints"] != used or result.metadata["config"]["model"] != searched:
         return None
-    return FineTuned(result, finished.pop("history"), finished)
+    return FineTuned(result, history, finished)
 
 
 class LiveCurves(TrainerCallback):

@@ -84,6 +84,8 @@ def _caption(results: dict[str, Result]) -> str:
         )
     tuned = {s: r.metadata["config"].get("tuned_on") for s, r in results.items()}
     caption += "".join(f" `{s}` was tuned on {what}." for s, what in tuned.items() if what)
+    trained = {s: r.metadata["config"].get("trained_on") for s, r in results.items()}
+    caption += "".join(f" `{s}` was fine-tuned on {what}." for s, what in trained.items() if what)
     return caption
 
 

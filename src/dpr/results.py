@@ -155,7 +155,7 @@ def load_result(folder: Path | str, system: str) -> Result:
     paths = {ending: folder / f"{system}{ending}" for ending in (".trec.gz", ".json", ".csv")}
     for path in paths.values():
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: missing; notebooks 02 (BM25) and 05 (dense) write runs")
+            raise FileNotFoundError(f"{path}: missing; notebooks 02 (BM25), 04 and 05 (dense) write runs")
     metadata = json.loads(paths[".json"].read_text(encoding="utf-8"))
     per_query = _read_table(paths[".csv"], metadata["num_queries"])
     means = {metric: sum(values.values()) / len(values) for metric, values in per_query.items()}
@@ -196,7 +196,7 @@ def load_results(folder: Path | str, ablations: bool = False) -> dict[str, Resul
     """
     systems = [path.name.removesuffix(".trec.gz") for path in sorted(Path(folder).glob("*.trec.gz"))]
     if not systems:
-        raise FileNotFoundError(f"{folder}: no runs; notebooks 02 (BM25) and 05 (dense) write them")
+        raise FileNotFoundError(f"{folder}: no runs; notebooks 02 (BM25), 04 and 05 (dense) write them")
     results = [load_result(folder, system) for system in systems]
     kept = [result for result in results if ablations or not result.metadata["ablation"]]
     return {r.system: r for r in sorted(kept, key=lambda r: (-r.evaluation.means["nDCG@10"], r.system))}

@@ -76,6 +76,9 @@ class BiEncoderTrainer(Trainer):
         settings: How.
         validation: What to select by, if anything.
         loss: Takes the arguments of `in_batch_negatives_loss`, which it is by default.
+
+    Raises:
+        ValueError: Fewer than two validation queries; what `TrainingSequence` refuses.
     """
 
     def __init__(
@@ -103,6 +106,10 @@ class BiEncoderTrainer(Trainer):
         held_out = None
         if validation is not None:
             held_out = from_collection(validation)
+            if len(held_out.examples) < 2:
+                raise ValueError(
+                    f"validation needs two queries with an answer or more, {held_out.name} has 1"
+                )
             size = min(settings.batch_size, len(held_out.examples))
             self._held_out = TrainingSequence(held_out, size, len(held_out.examples) // size, 0, 0)
             self._held_out_size, self._held_out_collator = size, Collator(encoder, held_out, pass_tokens)

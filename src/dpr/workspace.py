@@ -88,6 +88,10 @@ class Workspace:
         """`models`, where checkpoints go."""
         return self.root / "models"
 
+    def model_folder(self, training_set: str, tag: str) -> Path:
+        """Where a training run lies, by the name of its data and its own: `models/<data>/<tag>`."""
+        return self.models / training_set.replace("/", "-") / tag
+
     def index_folder(self, collection: Collection) -> Path:
         """Where the Lucene index of these passages lies."""
         return self.root / "build" / "indexes" / f"{collection.name}-{collection.fingerprint}"
@@ -123,6 +127,7 @@ class Workspace:
         overflow: str = "truncate",
         ablation: bool = False,
         seed: int | None = None,
+        trained_on: str | None = None,
     ) -> tuple[Run, Result]:
         """Search a collection exhaustively with an encoder, and keep the result in `runs/`.
 
@@ -137,6 +142,7 @@ class Workspace:
             overflow: `truncate`, or `max_chunk` to score a passage by its best chunk.
             ablation: A variant shown to make a point, left out of the results table.
             seed: Of the encoder's training, if that is one of several.
+            trained_on: What the encoder was fine-tuned on here, in words, for the results table.
 
         Returns:
             The run at the profile's depth, and the result as `save_result` gives it.
@@ -151,6 +157,8 @@ class Workspace:
         run = index.search_run(list(collection.queries), query_emb, self.profile.depth, tag)
         wall_s = time.perf_counter() - start
         about = {**asdict(config), "overflow": overflow, "model": encoder.fingerprint, "search": index.kind}
+        if trained_on:
+            about["trained_on"] = trained_on
         result = save_result(
             self.runs,
             run,
