@@ -34,7 +34,9 @@ def test_a_collection_with_published_figures_is_never_cut():
 
 @pytest.mark.parametrize("path", ["my/folder", "./folder", "/somewhere/else"])
 def test_a_path_gets_the_settings_of_scifact(path):
-    expected = dataclasses.replace(get_profile("scifact"), name=path, collection=path, factors=False)
+    expected = dataclasses.replace(
+        get_profile("scifact"), name=path, collection=path, factors=False, triples=None
+    )
     assert get_profile(path) == expected
 
 

@@ -1,6 +1,6 @@
 """The profiles: the same notebooks, from two cores and no network to the full task on a GPU."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dpr.training_settings import TrainingSettings
 
@@ -148,7 +148,7 @@ def get_profile(name: str) -> Profile:
 
     Args:
         name: `sample`, `scifact`, `nfcorpus`, `trec-covid`, `smoke` (for tests), or a folder's
-            path, which gets the settings of `scifact`.
+            path, which gets the settings of `scifact`, without what is there to make a point.
 
     Raises:
         ValueError: Neither a known name nor a path.
@@ -156,5 +156,5 @@ def get_profile(name: str) -> Profile:
     if name in PROFILES:
         return PROFILES[name]
     if "/" in name:
-        return Profile(name=name, collection=name)
+        return replace(PROFILES["scifact"], name=name, collection=name, factors=False, triples=None)
     raise ValueError(f"unknown profile {name!r}; known: {', '.join(PROFILES)}, or the path of a BEIR folder")
