@@ -128,8 +128,7 @@ PROFILES = {
             ),
             training_length=200,
             hard_negatives=False,
-            pool_size=600,
-            pool_queries=25,
+            pool_queries=100,
             triples="squad-triples",
         ),
         Profile(
