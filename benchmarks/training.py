@@ -27,7 +27,8 @@ from transformers import PrinterCallback, TrainerCallback
 from dpr import BiEncoder, TrainingSettings, load_training_data
 from dpr.checkpoint import find_checkpoint
 from dpr.provenance import hardware
-from dpr.trainer import BiEncoderTrainer, memory_bytes
+from dpr.run_trainer import memory_bytes
+from dpr.trainer import BiEncoderTrainer
 
 LENGTH = 128  # tokens, of queries and passages alike, as sentence-transformers has one length
 WARM_UP = 2  # steps

@@ -354,7 +354,7 @@ def test_a_folder_that_another_process_encodes_into_is_refused(encoder, tmp_path
     before = contents(tmp_path)
     with (tmp_path / "lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        message = escape(f"{tmp_path}: another process is encoding into this folder; wait for it")
+        message = escape(f"{tmp_path}: another process is writing into this folder; wait for it")
         with pytest.raises(ValueError, match=message):
             encode_collection(tmp_path, encoder, made(23), shard_size=5)
     assert contents(tmp_path) == before

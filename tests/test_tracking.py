@@ -10,7 +10,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from dpr.tracking import FileTracker, NeptuneTracker, flatten, model_card
+from dpr.tracking import FileTracker, Kind, NeptuneTracker, flatten, model_card
 
 ABOUT = {
     "settings": {"num_steps": 4, "learning_rate": 3e-5, "symmetric": False, "patience": None},
@@ -29,6 +29,8 @@ ABOUT = {
     "hardware": "a machine, 2 cores",
     "versions": {"torch": "2.13.0"},
 }
+READS = "Pooling mean, similarity cosine, queries cut at 6 tokens and passages at 32; 1 encoder."
+KIND = Kind("A bi-encoder", READS, "sentence-transformers", "sentence-similarity")
 TRAIN = {"loss": 2.5, "learning_rate": 1e-5, "step_s": 0.5}
 EVALUATION = {"eval_nDCG@10": 0.25, "eval_R@100": 1.0, "eval_loss": 2.0}
 
@@ -262,13 +264,14 @@ def test_the_model_card_has_the_best_line_and_every_setting_with_a_value():
         {**EVALUATION, "eval_nDCG@10": 0.125, "step": 4},
     ]
     finished = {"best_step": 2, "steps": 4, **ABOUT}
-    card = model_card("my-model", finished, history)
+    card = model_card("my-model", KIND, finished, history)
     header, _, text = card.removeprefix("---\n").partition("---\n")
     assert "tags: [sentence-transformers, dense-passage-retrieval]" in header.splitlines()
     assert text.startswith("# my-model\n")
     assert "from `tiny-bert` on `made` (1,234 queries)" in text
     assert "commit `0123456789ab`, 4 steps on a machine, 2 cores; these are the weights of step 2." in text
-    assert "Pooling mean, similarity cosine, queries cut at 6 tokens and passages at 32; 1 encoder." in text
+    assert "A bi-encoder fine-tuned" in text
+    assert READS in text
     assert "The dev queries of `held`, full corpus:" in text
     assert [line for line in text.splitlines() if "@" in line] == [
         "| nDCG@10 | 0.2500 |",
@@ -282,8 +285,6 @@ def test_the_model_card_has_the_best_line_and_every_setting_with_a_value():
 
 def test_the_model_card_of_a_run_without_validation_shows_no_result():
     finished = {"best_step": 4, "steps": 4, **ABOUT, "validation": None}
-    finished["start"] = {**ABOUT["start"], "encoders": 2}
-    card = model_card("my-model", finished, [{"loss": 2.0, "step": 2}])
-    assert "2 encoders." in card
+    card = model_card("my-model", KIND, finished, [{"loss": 2.0, "step": 2}])
     assert "Validation" not in card
     assert "validation" not in card

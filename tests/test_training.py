@@ -851,6 +851,7 @@ def test_the_model_card_says_data_settings_result_and_commit(encoder, whole):
         "`tiny-bert` on `made` (12 queries)",
         f"commit `{json.loads((whole / 'run.json').read_text())['commit']}`, 6 steps",
         "weights of step 2.",
+        "Pooling mean, similarity cosine, queries cut at 6 tokens and passages at 32; 1 encoder.",
         f"| nDCG@10 | {best['eval_nDCG@10']:.4f} |",
         "| settings/learning_rate | 0.005 |",
         f"| data/fingerprint | {made()[0].fingerprint} |",

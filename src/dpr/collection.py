@@ -1,10 +1,10 @@
 """A test collection: passages, queries and judgements, with a fingerprint of its content."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dpr.trec import Qrels
 
@@ -53,6 +53,7 @@ class Collection:
         all_qrels: split name → judgements. Each judged query has a text.
         split: The split that `queries` and `qrels` give.
         pool: What is searched, "full corpus" or what it was cut to.
+        expanded: What the passages were made from, where queries were appended to them; see `expand`.
 
     Raises:
         ValueError: A doc_id given twice, a split that is not there, a judged query without text.
@@ -64,6 +65,7 @@ class Collection:
     all_qrels: dict[str, Qrels]
     split: str = "test"
     pool: str = "full corpus"
+    expanded: Mapping[str, Any] | None = None
 
     def __post_init__(self):
         if self.split not in self.all_qrels:
@@ -153,6 +155,7 @@ class Collection:
             {self.split: {q: {d: g for d, g in grades.items() if d in kept} for q, grades in qrels.items()}},
             self.split,
             f"{len(passages):,} of {len(self.passages):,} passages",
+            self.expanded,
         )
 
     def audit(self, tokenizer=None, max_length: int | None = None):

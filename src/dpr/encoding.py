@@ -5,13 +5,11 @@ and the manifest's settings, so the vectors are the same however often the work 
 all shards are there they become one array, which is read as a memory map.
 """
 
-import fcntl
 import io
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from errno import ENOSPC
 from pathlib import Path
@@ -23,12 +21,13 @@ from tqdm import tqdm
 from dpr.collection import Collection
 from dpr.encoder import BiEncoder
 from dpr.files import atomic_path, write_text
+from dpr.shards import MANIFEST, compare_manifest, locked, writing
 from dpr.tokens import OVERFLOWS
 from dpr.two_encoders import TwoEncoders
 
 CPU_SHARD, GPU_SHARD = 1_024, 16_384  # passages
 DTYPES = ("float32", "float16")
-MANIFEST, TIMING, LOCK = "manifest.json", "timing.json", "lock"
+TIMING = "timing.json"
 FORMAT = 1
 
 
@@ -128,11 +127,11 @@ def encode_collection(
         "shard_size": shard_size,
         "batch_tokens": batch_tokens,
     }
-    _compare(folder, manifest)
+    compare_manifest(folder, manifest)
     if not (folder / "vectors.npy").is_file() or any(folder.glob("shard-*")):
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            _compare(folder, manifest)
+        with locked(folder):
+            compare_manifest(folder, manifest)
             write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
             if not (folder / "vectors.npy").is_file():
                 _encode_missing(folder, encoder, collection, manifest)
@@ -140,40 +139,6 @@ def encode_collection(
             for path in folder.glob("shard-*"):
                 path.unlink()
     return _open(folder, manifest, collection.doc_ids)
-
-
-def _compare(folder: Path, manifest: dict[str, Any]) -> None:
-    """Refuse a folder that holds something else or vectors made otherwise."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        if folder.exists() and not (folder.is_dir() and all(_ours(entry) for entry in folder.iterdir())):
-            raise ValueError(f"{folder} has no {MANIFEST}: it holds something else; name another folder")
-        return
-    found = json.loads(path.read_text(encoding="utf-8"))
-    for field, wanted in manifest.items():
-        if found.get(field) != wanted:
-            raise ValueError(
-                f"{path}: {field} is {found.get(field)!r}, now it would be {wanted!r}; "
-                "encode into another folder, or delete this one"
-            )
-
-
-def _ours(entry: Path) -> bool:
-    """Whether an entry may be what a killed process left before it had written the manifest."""
-    return entry.name == LOCK or entry.name.startswith(f".{MANIFEST}.")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of the folder, and remove what a killed one had half written."""
-    with (folder / LOCK).open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder}: another process is encoding into this folder; wait for it") from None
-        for left_over in folder.glob(".*"):
-            left_over.unlink()
-        yield
 
 
 def _shards(folder: Path, manifest: dict[str, Any]) -> list[tuple[Path, range]]:
@@ -210,7 +175,7 @@ def _encode_missing(folder: Path, encoder: BiEncoder, collection: Collection, ma
         start = time.perf_counter()
         for (path, rows), (vectors, owners) in zip(missing, encoded, strict=True):
             seconds = time.perf_counter() - start
-            with _writing(path):
+            with writing(path):
                 write_text(path.with_suffix(".json"), json.dumps({"encode_s": seconds}))
                 if chunks:
                     _save(path.with_suffix(".owners.npy"), owners + rows.start)
@@ -230,16 +195,6 @@ def _check_space(folder: Path, manifest: dict[str, Any], num_done: int) -> None:
         )
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Say what a failure to write leaves behind."""
-    try:
-        yield
-    except OSError as error:
-        message = f"cannot write ({error.strerror}); the shards before are kept: make room and run again"
-        raise OSError(error.errno, message, str(path)) from error
-
-
 def _save(path: Path, array: np.ndarray) -> None:
     """Write an array all or nothing; through a stream, which reports a full disk, as mapping does not."""
     stream = io.BytesIO()
@@ -256,14 +211,14 @@ def _assemble(folder: Path, manifest: dict[str, Any]) -> None:
     seconds = [
         json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["encode_s"] for path in paths
     ]
-    with _writing(folder / TIMING):
+    with writing(folder / TIMING):
         write_text(folder / TIMING, json.dumps({"encode_s": sum(seconds)}))
     if manifest["overflow"] == "max_chunk":
         owners = np.concatenate([_load(path.with_suffix(".owners.npy")) for path in paths])
-        with _writing(folder / "owners.npy"):
+        with writing(folder / "owners.npy"):
             _save(folder / "owners.npy", owners)
     vectors = folder / "vectors.npy"
-    with _writing(vectors), atomic_path(vectors) as temporary, temporary.open("wb") as stream:
+    with writing(vectors), atomic_path(vectors) as temporary, temporary.open("wb") as stream:
         np.lib.format.write_array_header_1_0(stream, header)
         for path in paths:
             stream.write(np.ascontiguousarray(_load(path)).data)

@@ -16,7 +16,8 @@ from dpr.loading import load_collection
 from dpr.negatives import Mined, mine_negatives
 from dpr.plots import plot_training
 from dpr.results import Result, load_result
-from dpr.training import FINISHED, IDENTITY, MODEL, describe_run, train
+from dpr.run_folder import FINISHED, IDENTITY, MODEL
+from dpr.training import describe_run, train
 from dpr.training_data import TrainingData
 from dpr.training_settings import TrainingSettings
 from dpr.two_encoders import TwoEncoders

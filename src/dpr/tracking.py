@@ -7,14 +7,16 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 from transformers import TrainerCallback
 
 from dpr.files import write_text
+from dpr.training_settings import TEXT_METRICS, VALIDATION_METRICS
 
 RUN, HISTORY = "run.json", "history.jsonl"
+SELECTING_METRICS = (*VALIDATION_METRICS, *TEXT_METRICS)
 
 
 class FileTracker(TrainerCallback):
@@ -143,30 +145,47 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str | int 
     return flat
 
 
-def model_card(name: str, finished: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> str:
+class Kind(NamedTuple):
+    """What a model card says of the kind of model.
+
+    Attributes:
+        what: In words, with its article.
+        reads: What it makes of texts, a sentence.
+        library: What loads it.
+        pipeline: The hub's word for its task.
+    """
+
+    what: str
+    reads: str
+    library: str
+    pipeline: str
+
+
+def model_card(
+    name: str, kind: Kind, finished: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+) -> str:
     """The README.md of a trained model: what it is, from which data and settings, and how it did.
 
     Args:
         name: The model's name.
-        finished: What `train` writes as `training.json`.
+        kind: What kind of model it is.
+        finished: What `finish_run` writes as `training.json`.
         history: The lines logged.
     """
     start, data, validation = finished["start"], finished["data"], finished["validation"]
     lines = [
         "---",
-        "library_name: sentence-transformers",
-        "pipeline_tag: sentence-similarity",
-        "tags: [sentence-transformers, dense-passage-retrieval]",
+        f"library_name: {kind.library}",
+        f"pipeline_tag: {kind.pipeline}",
+        f"tags: [{kind.library}, dense-passage-retrieval]",
         "---",
         f"# {name}",
         "",
-        f"A bi-encoder fine-tuned from `{start['model']}` on `{data['name']}` ({data['num_queries']:,} "
+        f"{kind.what} fine-tuned from `{start['model']}` on `{data['name']}` ({data['num_queries']:,} "
         f"queries) by `dpr` at commit `{finished['commit']}`, {finished['steps']:,} steps on "
         f"{finished['hardware']}; these are the weights of step {finished['best_step']:,}.",
         "",
-        f"Pooling {start['pooling']}, similarity {start['similarity']}, queries cut at "
-        f"{start['query_max_length']} tokens and passages at {start['passage_max_length']}; "
-        f"{start['encoders']} encoder{'s' if start['encoders'] > 1 else ''}.",
+        kind.reads,
     ]
     if validation:
         best = next(line for line in history if line["step"] == finished["best_step"] and "eval_loss" in line)
@@ -174,7 +193,7 @@ def model_card(name: str, finished: Mapping[str, Any], history: Sequence[Mapping
             "",
             f"## Validation\n\nThe {validation['split']} queries of `{validation['collection']}`, "
             f"{validation['pool']}:\n\n| metric | value |\n|---|---:|",
-            *(f"| {k[5:]} | {v:.4f} |" for k, v in best.items() if k.startswith("eval_") and "@" in k),
+            *(f"| {k[5:]} | {v:.4f} |" for k, v in best.items() if k[5:] in SELECTING_METRICS),
         ]
     lines += ["", "## Settings and fingerprints", "", "| | |", "|---|---|"]
     shown = {part: finished[part] for part in ("settings", "data", "start", "validation", "versions")}

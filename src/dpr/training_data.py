@@ -217,3 +217,26 @@ def as_collection(data: TrainingData, split: str = "dev") -> Collection:
         {split: {e.query_id: dict(e.positives) for e in data.examples}},
         split,
     )
+
+
+def merge(name: str, *parts: TrainingData) -> TrainingData:
+    """Several sets as one; a query that is in several keeps all its positives and negatives.
+
+    Args:
+        name: The name of the whole.
+        *parts: Ids get the part's number before them, as two sets may use the same.
+
+    Raises:
+        ValueError: No part.
+    """
+    examples: dict[str, Example] = {}
+    passages: dict[str, str] = {}
+    for number, part in enumerate(parts):
+        passages |= {f"{number}-{doc_id}": text for doc_id, text in part.passages.items()}
+        for e in part.examples:
+            first = examples.get(query_key(e.query), Example(f"{number}-{e.query_id}", e.query, {}))
+            positives = {**first.positives, **{f"{number}-{d}": g for d, g in e.positives.items()}}
+            negatives = (*first.negatives, *(f"{number}-{d}" for d in e.negatives))
+            ordered = dict(sorted(positives.items(), key=lambda item: -item[1]))
+            examples[query_key(e.query)] = replace(first, positives=ordered, negatives=negatives)
+    return TrainingData(name, list(examples.values()), passages)

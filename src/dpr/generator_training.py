@@ -1,0 +1,216 @@
+"""Training a query generator: from a passage to the queries it answers, selected by BLEU or ROUGE."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from dpr.collator import Record, TrainingSequence
+from dpr.generator import SETTINGS, Decoding, QueryGenerator
+from dpr.run_folder import MODEL, finish_run, run_record
+from dpr.run_trainer import RunTrainer, training_arguments
+from dpr.text_scores import score_texts
+from dpr.tokens import tokenize
+from dpr.tracking import Kind
+from dpr.training_data import TrainingData, query_key
+from dpr.training_settings import GeneratorSettings
+
+IGNORED = -100  # the label of padding, which the loss leaves out
+
+
+class GeneratorCollator:
+    """Makes a batch of records: padded passages, and as labels the tokens of their queries.
+
+    All texts are tokenised once, when it is made.
+
+    Args:
+        generator: Whose tokenizer, prompt and lengths to use.
+        data: Where the records come from.
+    """
+
+    def __init__(self, generator: QueryGenerator, data: TrainingData):
+        self.generator = generator
+        config, tokenizer = generator.config, generator.tokenizer
+        texts = list(data.passages.values())
+        rows, _ = tokenize(tokenizer, texts, config.prompt, config.passage_max_length, "truncate")
+        self.passages = dict(zip(data.passages, rows, strict=True))
+        end = generator.model.generation_config.eos_token_id
+        found = tokenizer([e.query for e in data.examples], add_special_tokens=False)["input_ids"]
+        self.labels = {
+            e.query_id: np.asarray([*ids[: config.query_max_length - 1], end])
+            for e, ids in zip(data.examples, found, strict=True)
+        }
+
+    def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
+        """Put B records into a batch.
+
+        Returns:
+            `input_ids` and `attention_mask` [B, T] of the passages, `labels` [B, L] with −100 at padding, and
+            `decoder_input_ids` [B, L], what stands before each label.
+        """
+        labels = [torch.from_numpy(self.labels[record.example.query_id]) for record in records]
+        padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+        before = self.generator.model.prepare_decoder_input_ids_from_labels(padded)
+        passages = self.generator.pad([self.passages[record.positive] for record in records])
+        return {**passages, "labels": padded, "decoder_input_ids": before}
+
+
+class GeneratorTrainer(RunTrainer):
+    """The Trainer over a `TrainingSequence` of passages and queries.
+
+    Args:
+        generator: Trained in place.
+        data: What to learn from.
+        folder: Where checkpoints go; None for none.
+        settings: How.
+        validation: Examples to select by: the passages they name as positives are written queries for, and
+            these are compared with theirs.
+    """
+
+    def __init__(
+        self,
+        generator: QueryGenerator,
+        data: TrainingData,
+        folder: Path | None,
+        settings: GeneratorSettings,
+        validation: TrainingData | None = None,
+    ):
+        on_cpu = generator.model.device.type == "cpu"
+        how = (settings.seed, 0, settings.queries_per_passage)
+        steps_per_epoch = (
+            TrainingSequence(data, settings.batch_size, 1, *how).batches_per_epoch / settings.accumulation
+        )
+        steps = settings.num_steps or max(1, round(settings.num_epochs * steps_per_epoch))
+        sequence = TrainingSequence(data, settings.batch_size, steps * settings.accumulation, *how)
+        self.generator, self.validation = generator, validation
+        if settings.dropout is not None:
+            for module in generator.model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = settings.dropout
+        arguments = training_arguments(settings, folder, steps, on_cpu, validation is not None)
+        arguments.label_smoothing_factor = settings.label_smoothing
+        super().__init__(
+            generator.model,
+            settings,
+            steps_per_epoch,
+            arguments,
+            data_collator=GeneratorCollator(generator, data),
+            train_dataset=sequence,
+            eval_dataset=validation and validation.examples,
+        )
+        if validation is not None:
+            self._held_out = GeneratorCollator(generator, validation)
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        """The Trainer's; batches and tokens are counted beside."""
+        if self.model.training:
+            self.tally["batches"] += 1
+            self.tally["tokens"] = self.tally["tokens"] + inputs["attention_mask"].sum()
+            self.tally["tokens"] += (inputs["labels"] != IGNORED).sum()
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def validate(self) -> dict[str, float]:
+        """BLEU and ROUGE of greedy queries for all held-out passages, and the loss a token."""
+        references: dict[str, list[str]] = {}
+        for example in self.validation.examples:
+            for doc_id in example.positives:
+                references.setdefault(doc_id, []).append(example.query)
+        greedy = Decoding("greedy", max_length=self.generator.config.query_max_length)
+        passages = [self.validation.passages[doc_id] for doc_id in references]
+        [(written, _)] = self.generator.generate_blocks([passages], greedy, [0])
+        found = score_texts([queries[0] for queries in written], list(references.values()))
+        records = [Record(e, next(iter(e.positives)), ()) for e in self.validation.examples]
+        total = count = 0.0
+        for at in range(0, len(records), self.settings.batch_size):
+            batch = self._prepare_inputs(self._held_out(records[at : at + self.settings.batch_size]))
+            with self.compute_loss_context_manager():
+                tokens = float((batch["labels"] != IGNORED).sum())
+                total += float(self.model(**batch).loss) * tokens
+            count += tokens
+        return found | {"loss": total / count}
+
+
+@dataclass(frozen=True)
+class TrainedGenerator:
+    """A finished run.
+
+    Attributes:
+        generator: The best checkpoint by the validation metric; the last weights without validation.
+        history: What was logged, a mapping a line, in order; evaluations have `eval_…` fields.
+        best_step: The step `generator` is of.
+        folder: Where all of it lies.
+    """
+
+    generator: QueryGenerator
+    history: list[dict[str, Any]]
+    best_step: int
+    folder: Path
+
+
+def train_generator(
+    generator: QueryGenerator,
+    data: TrainingData,
+    folder: Path | str,
+    settings: GeneratorSettings,
+    *,
+    validation: TrainingData | None = None,
+    tags: Sequence[str] = (),
+    callbacks: Sequence[TrainerCallback] = (),
+) -> TrainedGenerator:
+    """Train a copy of a generator, or go on with or read the run that `folder` holds.
+
+    Args:
+        generator: Where to start; it stays as it is.
+        data: Queries with the passages that answer them; negatives play no part.
+        folder: The run's own folder, as in `dpr.training.train`.
+        settings: How.
+        validation: Held-out queries to select by, such as the second part of `TrainingData.split`.
+        tags: Words to find the run by.
+        callbacks: More of the Trainer's callbacks.
+
+    Raises:
+        ValueError: `folder` holds another run; a validation query is also a training query; evaluations
+            asked for without `validation`; what `TrainingSequence` refuses; a loss that is not finite.
+    """
+    folder = Path(folder)
+    if validation is None and (settings.eval_every or settings.patience):
+        raise ValueError("eval_every and patience need validation, queries to evaluate on")
+    if validation is not None:
+        asked = {query_key(example.query) for example in validation.examples}
+        both = [e.query for e in data.examples if query_key(e.query) in asked]
+        if both:
+            raise ValueError(f"{len(both)} training queries are validation queries too, first {both[0]!r}")
+    start = {"model": generator.name, "fingerprint": generator.fingerprint, **asdict(generator.config)}
+    held_out = validation and {
+        "collection": validation.name,
+        "split": "held-out",
+        "pool": f"{len(validation.examples):,} queries",
+        "fingerprint": validation.fingerprint,
+    }
+    config = generator.config
+    kind = Kind(
+        "A query generator",
+        f"It reads {config.passage_max_length} tokens of a passage; queries are cut at "
+        f"{config.query_max_length}.",
+        "transformers",
+        "text2text-generation",
+    )
+    trained = copy.deepcopy(generator)
+    history, finished = finish_run(
+        folder,
+        run_record(settings, data, start, held_out, tags),
+        lambda checkpoints: GeneratorTrainer(trained, data, checkpoints, settings, validation),
+        trained.save,
+        (SETTINGS,),
+        kind,
+        callbacks,
+    )
+    device = str(generator.model.device)
+    best = QueryGenerator.from_pretrained(folder / MODEL, device=device, precision=generator.precision)
+    best.name = folder.name
+    return TrainedGenerator(best, history, finished["best_step"], folder)

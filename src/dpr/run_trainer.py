@@ -1,0 +1,164 @@
+"""What every Trainer of ours shares: arguments, what is logged about steps, checkpoints that are whole."""
+
+import math
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from dpr.checkpoint_files import mark_whole, remove_older
+from dpr.training_settings import LoopSettings
+
+
+class RunTrainer(Trainer):
+    """The Trainer with our lines in its log, and with checkpoints that are marked once they are whole.
+
+    A subclass counts in `tally`, for each batch, `batches` and `tokens`, and says what an evaluation is.
+
+    Args:
+        model: Trained in place.
+        settings: How.
+        steps_per_epoch: Optimiser steps in an epoch.
+        arguments: As `training_arguments` makes them.
+        **more: The Trainer's other arguments.
+    """
+
+    def __init__(
+        self, model, settings: LoopSettings, steps_per_epoch: float, arguments: TrainingArguments, **more
+    ):
+        self.settings, self.steps_per_epoch = settings, steps_per_epoch
+        super().__init__(model, arguments, **more)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_LastStep())
+        if settings.patience:
+            self.add_callback(EarlyStoppingCallback(settings.patience))
+        self.tally: Counter = Counter()
+        self.since = time.perf_counter()
+
+    def extra_log(self, batches: int) -> dict[str, float]:
+        """What else a subclass knows about the batches since the last line."""
+        return {}
+
+    def validate(self) -> dict[str, float]:
+        """What an evaluation finds, the settings' metric among it."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def evaluate(self, *_, metric_key_prefix: str = "eval", **__) -> dict[str, float]:
+        """Validate, and log what was found with the seconds it took."""
+        start = time.perf_counter()
+        self.model.eval()
+        found = self.validate()
+        found["s"] = time.perf_counter() - start
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.since += found["s"]  # an evaluation is no part of a step
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a line, with what else is known about the steps since the last one."""
+        if "train_runtime" in logs:
+            return  # the Trainer's last line holds nothing that the others do not
+        self.state.epoch = self.state.global_step / self.steps_per_epoch
+        if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise ValueError(
+                    f"the loss at step {self.state.global_step} is {logs['loss']}; lower the learning rate, "
+                    f"or train in float32"
+                )
+            batches, seconds = self.tally["batches"], time.perf_counter() - self.since
+            logs |= self.extra_log(batches)
+            logs |= {
+                "examples": self.state.global_step * self.settings.batch_size * self.settings.accumulation,
+                "step_s": seconds * self.settings.accumulation / batches,
+                "tokens_per_s": float(self.tally["tokens"]) / seconds,
+                "memory_bytes": memory_bytes(),
+            }
+            self.tally.clear()
+            self.since = time.perf_counter()
+        super().log(logs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """The weights alone, as safetensors; the Trainer's own would pickle its arguments beside them."""
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_model(self.model, f"{output_dir}/model.safetensors", {"format": "pt"})
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """A checkpoint, marked as whole once it is; then older ones go."""
+        super()._save_checkpoint(model, trial)
+        folder = Path(self.args.output_dir)
+        mark_whole(folder / f"checkpoint-{self.state.global_step}")
+        remove_older(folder, self.state.best_global_step)
+
+
+class _LastStep(TrainerCallback):
+    """Logs the last step too."""
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_log = control.should_log or state.global_step == state.max_steps
+
+
+def training_arguments(
+    settings: LoopSettings,
+    folder: Path | None,
+    steps: int,
+    on_cpu: bool,
+    evaluates: bool,
+    kind: type[TrainingArguments] = TrainingArguments,
+) -> TrainingArguments:
+    """The Trainer's arguments; what orders data or counts steps is decided before them."""
+    precision = settings.precision or ("float32" if on_cpu else "bfloat16")
+    every = settings.eval_every or steps
+    schedule, floor = {
+        "linear": ("polynomial", {"lr_end": settings.learning_rate * settings.floor_share, "power": 1.0}),
+        "cosine": ("cosine_with_min_lr", {"min_lr_rate": settings.floor_share}),
+    }[settings.schedule]
+    if settings.learning_rate == 0 or settings.floor_share == 1:  # nothing lies between it and the floor
+        schedule, floor = "constant_with_warmup", {}
+    arguments = kind(
+        output_dir=str(folder or tempfile.gettempdir()),
+        max_steps=steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        train_sampling_strategy="sequential",  # `TrainingSequence` has the order
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=schedule,
+        lr_scheduler_kwargs=floor,
+        warmup_steps=min(steps - 1, math.ceil(settings.warmup_share * steps)),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=precision == "bfloat16",
+        fp16=precision == "float16",
+        activation_checkpointing=settings.activation_checkpointing,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=every,
+        save_strategy="steps" if folder else "no",
+        save_steps=every,
+        metric_for_best_model=f"eval_{settings.metric}" if evaluates else None,
+        greater_is_better=True if evaluates else None,
+        restore_callback_states_from_checkpoint=True,
+        logging_steps=settings.log_every,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,  # `tracking.FileTracker` has the bar
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=not on_cpu,
+        use_cpu=on_cpu,
+        seed=settings.seed,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several would split a batch and its negatives
+    return arguments
+
+
+def memory_bytes() -> int:
+    """The most memory this process has taken so far: on a GPU of it, else of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

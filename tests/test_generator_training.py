@@ -1,0 +1,147 @@
+"""Training a generator: the loss of a plain loop, selection by ROUGE, the same weights after a stop."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dpr.collator import TrainingSequence
+from dpr.generator import Decoding, QueryGenerator
+from dpr.generator_training import IGNORED, GeneratorCollator, GeneratorTrainer, train_generator
+from dpr.text_scores import score_texts
+from dpr.training_data import Example, TrainingData
+from dpr.training_settings import GeneratorSettings
+
+TOPICS = ["masks", "sunlight", "viruses", "hands", "bats", "zinc", "lungs", "soap"]
+SHORT = GeneratorSettings(num_steps=6, batch_size=4, learning_rate=3e-3, log_every=1, dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def generator(plain_folder):
+    return QueryGenerator.warm_started(
+        plain_folder, 1, seed=0, device="cpu", passage_max_length=12, query_max_length=6
+    )
+
+
+def made(topics):
+    """A question a topic, each with a passage; the second shares the first's passage."""
+    passages = {f"d-{t}": f"{t} are what this text is about, in some words" for t in topics}
+    examples = [Example(f"q-{t}", f"what is it about {t}", {f"d-{t}": 1}) for t in topics]
+    examples.append(Example("q-again", f"tell me of {topics[0]}", {f"d-{topics[0]}": 1}))
+    return TrainingData("made", examples, passages)
+
+
+DATA, HELD_OUT = made(TOPICS[:5]), made(TOPICS[5:])
+HELD_OUT = replace(HELD_OUT, examples=[replace(e, query=f"{e.query} now") for e in HELD_OUT.examples])
+
+
+def test_labels_end_with_the_end_and_padding_is_ignored(generator):
+    sequence = TrainingSequence(DATA, 4, 1, 0, 0)
+    records = [sequence[i] for i in range(4)]
+    batch = GeneratorCollator(generator, DATA)(records)
+    tokenizer, end = generator.tokenizer, generator.tokenizer.sep_token_id
+    for record, labels, before, ids in zip(
+        records, batch["labels"], batch["decoder_input_ids"], batch["input_ids"], strict=True
+    ):
+        own = [*tokenizer(record.example.query, add_special_tokens=False)["input_ids"][:5], end]
+        assert labels.tolist() == own + [IGNORED] * (len(labels) - len(own))
+        assert before.tolist()[: len(own)] == [tokenizer.cls_token_id, *own[:-1]]
+        assert set(before.tolist()[len(own) :]) <= {end, tokenizer.pad_token_id}
+        passage = tokenizer(DATA.passages[record.positive], truncation=True, max_length=12)["input_ids"]
+        assert ids.tolist()[: len(passage)] == passage
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_the_first_loss_is_the_smoothed_cross_entropy_of_the_real_tokens(generator, tmp_path, share):
+    settings = replace(SHORT, num_steps=1, label_smoothing=share)
+    trained = train_generator(generator, DATA, tmp_path / "run", settings)
+    sequence = TrainingSequence(DATA, 4, 1, 0, 0)
+    total, count = 0.0, 0
+    generator.model.eval()
+    for record in (sequence[i] for i in range(4)):
+        batch = GeneratorCollator(generator, DATA)([record])
+        with torch.inference_mode():
+            logits = generator.model(
+                input_ids=batch["input_ids"], decoder_input_ids=batch["decoder_input_ids"]
+            ).logits[0]
+        for label, row in zip(batch["labels"][0], logits, strict=True):
+            likelihoods = row.double().log_softmax(0)
+            total -= float((1 - share) * likelihoods[label] + share * likelihoods.mean())
+            count += 1
+    assert trained.history[0]["loss"] == pytest.approx(total / count, rel=1e-4)
+
+
+def test_training_learns_and_keeps_the_caller_as_it_was(generator, tmp_path):
+    before = generator.fingerprint
+    trained = train_generator(
+        generator, DATA, tmp_path / "run", replace(SHORT, num_steps=40, learning_rate=2e-2)
+    )
+    losses = [line["loss"] for line in trained.history]
+    assert losses[-1] < losses[0] / 2
+    assert generator.fingerprint == before != trained.generator.fingerprint
+    again = QueryGenerator.from_pretrained(tmp_path / "run" / "model", device="cpu")
+    assert again.fingerprint == trained.generator.fingerprint
+    assert "A query generator fine-tuned from" in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert all(line["tokens_per_s"] > 0 for line in trained.history)
+
+
+def test_the_checkpoint_taken_is_the_one_that_scores_best(generator, tmp_path):
+    settings = replace(SHORT, eval_every=2)
+    trained = train_generator(generator, DATA, tmp_path / "run", settings, validation=HELD_OUT)
+    found = [line for line in trained.history if "eval_loss" in line]
+    assert [line["step"] for line in found] == [2, 4, 6]
+    best = max(found, key=lambda line: line["eval_ROUGE-L"])
+    assert trained.best_step == best["step"]
+    references: dict[str, list[str]] = {}
+    for example in HELD_OUT.examples:
+        references.setdefault(next(iter(example.positives)), []).append(example.query)
+    greedy = Decoding("greedy", max_length=6)
+    written = trained.generator.generate([HELD_OUT.passages[d] for d in references], greedy)
+    scores = score_texts([queries[0] for queries in written], list(references.values()))
+    assert {name: best[f"eval_{name}"] for name in scores} == pytest.approx(scores)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(generator, tmp_path):
+    settings = replace(SHORT, eval_every=2, dropout=0.1)
+    whole = train_generator(generator, DATA, tmp_path / "whole", settings, validation=HELD_OUT)
+
+    class Stop(Exception):
+        pass
+
+    class Stopping(GeneratorTrainer):
+        def training_step(self, *args, **kwargs):
+            if self.state.global_step == 3:
+                raise Stop
+            return super().training_step(*args, **kwargs)
+
+    import dpr.generator_training as module
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "GeneratorTrainer", Stopping)
+        with pytest.raises(Stop):
+            train_generator(generator, DATA, tmp_path / "cut", settings, validation=HELD_OUT)
+    assert (tmp_path / "cut" / "checkpoints" / "checkpoint-2").is_dir()
+    cut = train_generator(generator, DATA, tmp_path / "cut", settings, validation=HELD_OUT)
+    assert cut.generator.fingerprint == whole.generator.fingerprint
+    assert [line.get("loss") for line in cut.history] == [line.get("loss") for line in whole.history]
+    shutil.rmtree(tmp_path / "whole" / "tensorboard")
+    read = train_generator(generator, DATA, tmp_path / "whole", settings, validation=HELD_OUT)
+    assert read.history == whole.history
+
+
+def test_what_cannot_be_trained_is_refused(generator, tmp_path):
+    with pytest.raises(ValueError, match="need validation"):
+        train_generator(generator, DATA, tmp_path / "a", replace(SHORT, eval_every=2))
+    with pytest.raises(ValueError, match="6 training queries are validation queries too"):
+        train_generator(generator, DATA, tmp_path / "b", SHORT, validation=DATA)
+    train_generator(generator, DATA, tmp_path / "c", replace(SHORT, num_steps=1))
+    with pytest.raises(ValueError, match="holds a run with other settings: num_steps 1, not 2"):
+        train_generator(generator, DATA, tmp_path / "c", replace(SHORT, num_steps=2))
+    run = json.loads((tmp_path / "c" / "run.json").read_text())
+    assert run["start"]["passage_max_length"] == 12
+    with pytest.raises(ValueError, match="label_smoothing must be at least 0 and below 1, got 1"):
+        GeneratorSettings(label_smoothing=1)
+    with pytest.raises(ValueError, match=r"metric must be one of .*BLEU"):
+        GeneratorSettings(metric="nDCG@10")
