@@ -2,14 +2,18 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from dpr.bm25 import BM25
 from dpr.collection import Passage
+from dpr.encoder import BiEncoder
 from dpr.expansion import (
     audit_queries,
     best_share,
     copied_terms,
+    cross_encoder_scores,
+    encoder_scores,
     expand,
     without_duplicates,
     words,
@@ -81,6 +85,31 @@ def test_duplicates_go_and_the_order_stays():
 
 def test_words_are_letters_and_digits_in_lower_case():
     assert words("Covid-19: SARS_CoV2’s — naïve!") == ["covid", "19", "sars", "cov2", "s", "naïve"]
+
+
+def test_encoder_scores_are_the_cosines_of_each_query_and_its_passage(tiny_collection, plain_folder):
+    encoder = BiEncoder.from_pretrained(
+        plain_folder, device="cpu", pooling="mean", query_max_length=8, passage_max_length=16
+    )
+    passage_emb = encoder.encode_passages([p.contents for p in tiny_collection.passages])
+    scores = encoder_scores(encoder, tiny_collection, passage_emb, {**QUERIES, "d2": []})
+    assert list(scores) == ["d1", "d3", "d2"]
+    for doc_id, found in QUERIES.items():
+        passage = passage_emb[tiny_collection.doc_ids.index(doc_id)]
+        for query, score in zip(found, scores[doc_id], strict=True):
+            [vector] = encoder.encode_queries([query])
+            cosine = vector @ passage / np.linalg.norm(vector) / np.linalg.norm(passage)
+            assert score == pytest.approx(float(cosine), abs=1e-5)
+
+
+def test_cross_encoder_scores_are_of_each_query_with_its_passage(tiny_collection):
+    class WordsShared:
+        def predict(self, pairs):
+            return [len(set(words(query)) & set(words(passage))) for query, passage in pairs]
+
+    scores = cross_encoder_scores(WordsShared(), tiny_collection, {**QUERIES, "d2": []})
+    assert scores == {"d1": [1, 0], "d3": [0, 0, 1], "d2": []}
+    assert cross_encoder_scores(WordsShared(), tiny_collection, {}) == {}
 
 
 def test_the_best_share_is_of_all_queries_of_all_passages():

@@ -133,6 +133,25 @@ def test_a_warm_start_has_the_encoders_weights_on_both_sides(generator, plain_fo
     assert again.fingerprint == generator.fingerprint != other.fingerprint
 
 
+def test_a_small_t5_reads_and_writes_with_the_tokenizer_it_learnt(tmp_path):
+    texts = [f"{p} and {q}" for p in PASSAGES for q in PASSAGES]
+    made = [
+        QueryGenerator.from_scratch(texts, 120, seed, device="cpu", passage_max_length=12, query_max_length=8)
+        for seed in (0, 0, 1)
+    ]
+    assert made[0].fingerprint == made[1].fingerprint != made[2].fingerprint
+    tokenizer = made[0].tokenizer
+    assert len(tokenizer) <= 120
+    ids = tokenizer("Masks filter  DROPLETS")["input_ids"]
+    assert ids[-1] == tokenizer.eos_token_id == 1
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "masks filter droplets"
+    made[0].save(tmp_path / "t5")
+    loaded = QueryGenerator.from_pretrained(tmp_path / "t5", device="cpu")
+    assert loaded.generate(PASSAGES, GREEDY) == made[0].generate(PASSAGES, GREEDY)
+    drawn = made[0].generate(PASSAGES, Decoding(num_queries=2, max_length=5))
+    assert [len(queries) for queries in drawn] == [2] * 5
+
+
 def test_a_checkpoint_without_our_settings_needs_both_lengths(generator, tmp_path):
     generator.model.save_pretrained(tmp_path / "plain")
     generator.tokenizer.save_pretrained(tmp_path / "plain")

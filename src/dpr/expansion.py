@@ -6,8 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from dpr.collection import Collection, Passage, normalise
+from dpr.encoder import BiEncoder
 
 WORD = re.compile(r"[^\W_]+")
 
@@ -35,6 +39,49 @@ def without_duplicates(queries: Mapping[str, Sequence[str]]) -> dict[str, list[s
                 first.setdefault(normalise(query), query)
         kept[doc_id] = list(first.values())
     return kept
+
+
+def encoder_scores(
+    encoder: BiEncoder, collection: Collection, passage_emb: np.ndarray, queries: Mapping[str, Sequence[str]]
+) -> dict[str, list[float]]:
+    """How well each query fits its passage: the cosine that a bi-encoder gives the two.
+
+    Args:
+        encoder: Encodes the queries.
+        collection: Whose passages.
+        passage_emb: [N, D], their vectors by this encoder, in the collection's order.
+        queries: doc_id → queries.
+
+    Returns:
+        doc_id → one score a query, from −1 to 1.
+    """
+    rows = {doc_id: row for row, doc_id in enumerate(collection.doc_ids)}
+    owners = [rows[doc_id] for doc_id, found in queries.items() for _ in found]
+    query_emb = encoder.encode_queries([query for found in queries.values() for query in found])
+    passages = np.asarray(passage_emb)[owners].astype(np.float32)
+    lengths = np.linalg.norm(query_emb, axis=1) * np.linalg.norm(passages, axis=1)
+    cosines = iter((np.einsum("nd,nd->n", query_emb, passages) / lengths).tolist())
+    return {doc_id: [next(cosines) for _ in found] for doc_id, found in queries.items()}
+
+
+def cross_encoder_scores(
+    cross_encoder: Any, collection: Collection, queries: Mapping[str, Sequence[str]]
+) -> dict[str, list[float]]:
+    """How well each query fits its passage by a model that reads both together.
+
+    Args:
+        cross_encoder: A sentence-transformers CrossEncoder, or what else has its `predict`.
+        collection: Whose passages.
+        queries: doc_id → queries.
+
+    Returns:
+        doc_id → one score a query.
+
+    Source: Gospodinov, MacAvaney and Macdonald 2023, Doc2Query--: when less is more.
+    """
+    pairs = [(q, collection.by_id[d].contents) for d, found in queries.items() for q in found]
+    scores = iter(np.asarray(cross_encoder.predict(pairs)).tolist() if pairs else [])
+    return {doc_id: [next(scores) for _ in found] for doc_id, found in queries.items()}
 
 
 def best_share(

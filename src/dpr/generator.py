@@ -13,6 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from tqdm import tqdm
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -20,6 +30,9 @@ from transformers import (
     EncoderDecoderModel,
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -35,6 +48,7 @@ from dpr.tokens import MIN_LENGTH, tokenize
 METHODS = ("greedy", "beam", "sample")
 MOST_QUERIES = 40
 SETTINGS = "query_generator.json"
+SMALL_T5 = {"d_model": 256, "d_kv": 32, "d_ff": 1024, "num_layers": 4, "num_heads": 8}
 CPU_BATCH, GPU_BATCH = 2_048, 131_072  # tokens in a batch: those read and those that may be written
 
 
@@ -203,6 +217,31 @@ class QueryGenerator:
         name = f"{str(name_or_folder).rstrip('/').split('/')[-1]}-writer"
         return cls(model.float().to(device), tokenizer, name, GeneratorConfig(**settings))
 
+    @classmethod
+    def from_scratch(
+        cls, texts: Iterable[str], vocab_size: int, seed: int, device: str | None = None, **settings
+    ) -> "QueryGenerator":
+        """A small T5 with random weights, to be trained, and a tokenizer learnt from texts.
+
+        Args:
+            texts: Passages and queries like those it will read and write.
+            vocab_size: Most pieces that the tokenizer knows.
+            seed: Of the weights.
+            device: As in `from_pretrained`.
+            **settings: Fields of `GeneratorConfig`.
+
+        Source: Raffel et al. 2020 (T5); Kudo 2018, Subword regularization (the unigram tokenizer).
+        """
+        tokenizer = _learn_tokenizer(texts, vocab_size)
+        config = T5Config(
+            vocab_size=len(tokenizer), decoder_start_token_id=tokenizer.pad_token_id, **SMALL_T5
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = T5ForConditionalGeneration(config)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(model.to(device), tokenizer, "small-t5", GeneratorConfig(**settings))
+
     @property
     def fingerprint(self) -> str:
         """16 hex digits over settings and weights."""
@@ -325,6 +364,26 @@ class QueryGenerator:
             self.model.save_pretrained(fresh)
             self.tokenizer.save_pretrained(fresh)
             write_text(fresh / SETTINGS, json.dumps(asdict(self.config), indent=1) + "\n")
+
+
+def _learn_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A unigram tokenizer in lower case, with T5's special tokens."""
+    learnt = Tokenizer(models.Unigram())
+    one_space = normalizers.Replace(Regex(r"\s+"), " ")
+    learnt.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Lowercase(), one_space, normalizers.Strip()]
+    )
+    learnt.pre_tokenizer, learnt.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    learnt.train_from_iterator(
+        texts,
+        trainers.UnigramTrainer(
+            vocab_size=vocab_size, special_tokens=special, unk_token="<unk>", show_progress=False
+        ),
+    )
+    learnt.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    names = {"pad_token": special[0], "eos_token": special[1], "unk_token": special[2]}
+    return PreTrainedTokenizerFast(tokenizer_object=learnt, **names)
 
 
 def _sampling(decoding: Decoding, seed: list[int], device: torch.device) -> list[LogitsProcessor]:
