@@ -299,7 +299,9 @@ def test_a_folder_of_another_model_collection_or_setting_is_refused(
     collection = replace(made(23), passages=settings.pop("passages", made(23).passages))
     loaded = {name: settings.pop(name) for name in changed if name in OF_THE_ENCODER}
     other = BiEncoder.from_pretrained(plain_folder, device="cpu", **{**PLAIN, **loaded})
-    message = escape(f"{tmp_path / 'manifest.json'}: {field} is ") + ".*, now it would be .*; give another folder"
+    message = (
+        escape(f"{tmp_path / 'manifest.json'}: {field} is ") + ".*, now it would be .*; give another folder"
+    )
     with pytest.raises(ValueError, match=message):
         encode_collection(tmp_path, other, collection, **settings)
     assert contents(tmp_path) == before

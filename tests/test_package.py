@@ -215,3 +215,11 @@ def test_every_public_function_of_arrays_says_their_shape():
     of_arrays = {name: node for name, node in functions.items() if takes_or_gives_an_array(node)}
     assert {"pooling.mean_pool", "index.Index.search", "encoder.BiEncoder.encode_queries"} <= set(of_arrays)
     assert [name for name, node in of_arrays.items() if not SHAPE.search(ast.get_docstring(node) or "")] == []
+
+
+def test_no_debug_switch_is_left_on():
+    switches = ("detect_anomaly", "CUDA_LAUNCH_BLOCKING", "use_deterministic_algorithms", "TORCH_LOGS")
+    notebooks = (Path(dpr.__file__).parents[2] / "notebooks").glob("*.ipynb")
+    for path in (*Path(dpr.__file__).parent.glob("*.py"), *notebooks):
+        text = path.read_text(encoding="utf-8")
+        assert not [switch for switch in switches if switch in text], path.name

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dpr.beir import read_beir
 from dpr.collection import Collection, Passage, normalise
 from dpr.loading import load_collection, load_training_data
-from dpr.training_data import Example, TrainingData, as_collection
+from dpr.training_data import Example, TrainingData, as_collection, merge
 from dpr.training_sources import from_collection, read_training_tsv
 from dpr.trec import read_qrels
 
@@ -559,3 +559,23 @@ def test_no_dev_or_test_query_is_left_among_those_of_scifact(data_dir):
     others = {normalise(text) for part in (dev, test) for text in part.queries.values()}
     assert not others & {normalise(e.query) for e in rest.examples}
     assert rest.preparation.dropped_queries
+
+
+# --- several sets as one -----------------------------------------------------------------------
+
+
+def test_a_query_of_several_sets_keeps_what_each_says_of_it():
+    first = TrainingData("one", [Example("q1", "What is zinc?", {"d1": 1}, ("d2",))], {"d1": "a", "d2": "b"})
+    second = TrainingData(
+        "two",
+        [Example("q1", "what is  ZINC?", {"d1": 2}), Example("q2", "why", {"d1": 2})],
+        {"d1": "c"},
+    )
+    whole = merge("both", first, second)
+    assert whole.name == "both"
+    assert whole.passages == {"0-d1": "a", "0-d2": "b", "1-d1": "c"}
+    assert [(e.query_id, e.query) for e in whole.examples] == [("0-q1", "What is zinc?"), ("1-q2", "why")]
+    assert list(whole.examples[0].positives.items()) == [("1-d1", 2), ("0-d1", 1)]
+    assert whole.examples[0].negatives == ("0-d2",)
+    with pytest.raises(ValueError, match="none: no training example"):
+        merge("none")
