@@ -11,10 +11,14 @@ from dpr.plots import (
     BLUE,
     RED,
     plot_ann,
+    plot_by_number,
     plot_differences,
     plot_length_by_rank,
+    plot_loss_and_metric,
+    plot_overfit,
     plot_systems,
     plot_token_lengths,
+    plot_training,
     plot_tuning,
 )
 
@@ -45,6 +49,22 @@ def ann_result(kind, recall, queries_per_s):
 ANN = [ann_result("exact", 1.0, 100), ann_result("faiss-hnsw", 0.9, 400), ann_result("faiss-hnsw", 0.8, 300)]
 
 
+def history(chance=True):
+    """Two lines of training and two evaluations, with or without what chance would give."""
+    train = [
+        {"loss": 2.0, "learning_rate": 1e-5, "grad_norm": 3.0, "step": 1},
+        {"loss": 1.0, "learning_rate": 2e-5, "grad_norm": 4.0, "step": 2},
+    ]
+    found = [
+        {"eval_loss": 1.5, "eval_nDCG@10": 0.25, "step": 1},
+        {"eval_loss": 1.4, "eval_nDCG@10": 0.5, "step": 2},
+    ]
+    if chance:
+        train = [{**line, "chance_loss": 3.5} for line in train]
+        found = [{**line, "eval_chance_loss": 2.5} for line in found]
+    return [train[0], found[0], train[1], found[1]]
+
+
 def every_figure(rng):
     """Name → a figure, one of each function, with as much in it as a notebook draws."""
     lengths = rng.poisson(200, size=100_000)
@@ -56,6 +76,12 @@ def every_figure(rng):
         "differences": plot_differences(rng.normal(size=648), "nDCG@10", "The answer"),
         "length by rank": plot_length_by_rank(ranks, 180, 220, "The answer"),
         "approximate": plot_ann(ANN * 9, "The answer"),
+        "overfit": plot_overfit({"right": [2.0, 0.1], "broken": [2.0, 2.0]}, 2.1, 0.04, "The answer"),
+        "training": plot_training(history(), "nDCG@10", "The answer"),
+        "loss and metric": plot_loss_and_metric({"a": history(), "b": history()}, "nDCG@10", "The answer"),
+        "by number": plot_by_number(
+            {"a": {1: 0.3, 5: 0.4}}, 0.3, "queries a passage", "nDCG@10", "The answer"
+        ),
         "systems": plot_systems(systems(rng), {"bm25": 0.3}, "nDCG@10", "The answer"),
     }
 
@@ -65,7 +91,7 @@ def test_a_figure_has_a_title_named_axes_and_a_small_png(rng, name):
     figure = every_figure(rng)[name]
     assert isinstance(figure, Figure)
     axes = figure.axes[0]
-    assert (axes.get_title() or axes.get_title(loc="left")) == "The answer"
+    assert (axes.get_title() or axes.get_title(loc="left") or figure.get_suptitle()) == "The answer"
     assert axes.get_xlabel()
     assert axes.get_ylabel() or [label.get_text() for label in axes.get_yticklabels()] == ["bm25", "dense"]
     png = figure._repr_png_()
@@ -186,3 +212,47 @@ def test_systems_can_be_drawn_on_axes_of_another_figure(rng):
     )
     assert not left.patches
     assert len(right.patches) == 2
+
+
+def drawn(axes):
+    """Label → the values of each line that was drawn."""
+    return {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+
+
+def test_training_is_drawn_in_four_panels_with_chance_where_it_is_known():
+    losses, metric, rate, norm = plot_training(history(), "nDCG@10", "A run").axes
+    lines = drawn(losses)
+    assert list(lines["training"]) == [2.0, 1.0]
+    assert list(lines["validation"]) == [1.5, 1.4]
+    assert set(lines["chance in training"]) == {3.5}
+    assert set(lines["chance in validation"]) == {2.5}
+    assert list(drawn(metric)["nDCG@10"]) == [0.25, 0.5]
+    assert list(drawn(rate)["learning rate"]) == [1e-5, 2e-5]
+    assert list(drawn(norm)["gradient norm"]) == [3.0, 4.0]
+    assert set(drawn(plot_training(history(chance=False), "nDCG@10", "A run").axes[0])) == {
+        "training",
+        "validation",
+    }
+
+
+def test_each_evaluation_of_each_run_is_a_point_of_loss_and_metric():
+    [axes] = plot_loss_and_metric({"a": history()}, "nDCG@10", "Both").axes
+    [line] = axes.get_lines()
+    assert list(line.get_xdata()) == [1.5, 1.4]
+    assert list(line.get_ydata()) == [0.25, 0.5]
+
+
+def test_overfitting_shows_every_variant_with_chance_and_the_bound():
+    [axes] = plot_overfit({"right": [2.0, 0.1], "broken": [2.0, 2.5]}, 2.1, 0.04, "Memory").axes
+    lines = drawn(axes)
+    assert list(lines["right"]) == [2.0, 0.1]
+    assert list(lines["broken"]) == [2.0, 2.5]
+    assert axes.get_yscale() == "log"
+    assert {2.1, 0.04} <= {float(values[0]) for values in lines.values()}
+
+
+def test_a_curve_over_a_number_has_the_value_without_any():
+    [axes] = plot_by_number({"a": {1: 0.3, 5: 0.4}}, 0.25, "queries", "nDCG@10", "More").axes
+    lines = drawn(axes)
+    assert list(lines["a"]) == [0.3, 0.4]
+    assert set(lines["without"]) == {0.25}

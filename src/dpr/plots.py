@@ -172,14 +172,20 @@ def plot_overfit(losses: Mapping[str, Sequence[float]], chance: float, below: fl
 
 
 def plot_training(history: Sequence[Mapping[str, float]], metric: str, title: str) -> Plot:
-    """Four panels over the steps of a run: losses with chance, learning rate, the metric, gradient norm."""
+    """Four panels over the steps of a run: losses, learning rate, the metric, gradient norm.
+
+    Args:
+        history: What was logged; chance is drawn where it is in it.
+        metric: One that was evaluated.
+        title: The figure's.
+    """
     figure = Plot(figsize=(8.0, 5.0), layout="constrained")
     figure.suptitle(title, fontsize=11)
     train = [line for line in history if "loss" in line]
     found = [line for line in history if "eval_loss" in line]
     panels = (
         ("loss", (("loss", train, "training"), ("eval_loss", found, "validation"))),
-        (f"{metric} of the pool", ((f"eval_{metric}", found, metric),)),
+        (f"{metric} in validation", ((f"eval_{metric}", found, metric),)),
         ("learning rate", (("learning_rate", train, "learning rate"),)),
         ("gradient norm", (("grad_norm", train, "gradient norm"),)),
     )
@@ -191,9 +197,23 @@ def plot_training(history: Sequence[Mapping[str, float]], metric: str, title: st
         axes.set_ylabel(ylabel)
         axes.spines[["top", "right"]].set_visible(False)
     panel = figure.axes[0]
-    panel.axhline(train[0]["chance_loss"], color=GREY, linestyle="--", label="chance in training")
-    panel.axhline(found[0]["eval_chance_loss"], color=GREY, linestyle=":", label="chance in validation")
+    if "chance_loss" in train[0]:
+        panel.axhline(train[0]["chance_loss"], color=GREY, linestyle="--", label="chance in training")
+        panel.axhline(found[0]["eval_chance_loss"], color=GREY, linestyle=":", label="chance in validation")
     panel.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def plot_by_number(
+    curves: Mapping[str, Mapping[int, float]], baseline: float, xlabel: str, ylabel: str, title: str
+) -> Plot:
+    """A line a variant over a growing number, such as queries a passage, with the value without any."""
+    figure, axes = _axes(title, xlabel, ylabel)
+    for (name, values), colour in zip(curves.items(), COLOURS, strict=False):
+        axes.plot(list(values), list(values.values()), color=colour, marker="o", markersize=4, label=name)
+    axes.axhline(baseline, color=GREY, linestyle="--", label="without")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
