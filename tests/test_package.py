@@ -12,7 +12,7 @@ import pytest
 import dpr
 
 LAYERS = (  # from the top; a module imports from its own layer and those below
-    {"report", "notebooks", "finetuning"},
+    {"report", "notebooks", "finetuning", "doc2query"},
     {"workspace", "plots", "analysis", "significance", "results", "claims"},
     {
         "sanity",

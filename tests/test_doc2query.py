@@ -1,0 +1,90 @@
+"""What a generator learns from, and BM25 over expanded passages: tuned on dev, reported on test."""
+
+from dataclasses import replace
+
+import pytest
+
+from dpr.bm25 import BM25, K1, B
+from dpr.doc2query import generator_data, search_expanded
+from dpr.expansion import expand
+from dpr.profiles import Profile
+from dpr.results import load_result
+from dpr.workspace import Workspace
+
+QUERIES = {"d4": ["zinc and vaccines"], "d5": ["where does sunlight come from"]}
+GRID = {"k1_grid": (0.5, 1.5), "b_grid": (0.2, 0.8)}
+
+
+@pytest.fixture
+def tiny_collection(tiny_collection):
+    """With two dev queries."""
+    train = tiny_collection.all_qrels["train"]
+    parts = {"train": ("t1", "t2", "t4"), "dev": ("t3", "t5")}
+    qrels = {split: {q: train[q] for q in query_ids} for split, query_ids in parts.items()}
+    return replace(tiny_collection, all_qrels={"test": tiny_collection.qrels, **qrels})
+
+
+@pytest.fixture
+def space(tmp_path, tiny_beir_folder):
+    return Workspace(Profile("tiny", str(tiny_beir_folder), depth=6), tmp_path / "out")
+
+
+def test_an_expanded_collection_is_tuned_on_dev_and_searched_for_the_test_queries(space):
+    collection = space.collection()
+    expanded = expand(collection, QUERIES)
+    found = search_expanded(space, collection, expanded, "bm25-d2q", notebook="06_doc2query", **GRID)
+    bm25 = BM25.build(expanded, space.index_folder(expanded))
+    tuning = bm25.tune(expanded.with_split("dev"), **GRID)
+    assert found.tuning.grid == tuning.grid
+    assert found.dev_value == max(tuning.grid.values())
+    assert found.run == bm25.search(collection.queries, 6, tuning.k1, tuning.b)
+    assert found.index_bytes == bm25.num_bytes
+    kept = load_result(space.runs, "bm25-d2q")
+    assert kept.metadata["fingerprints"]["passages"] == collection.fingerprint
+    config = kept.metadata["config"]
+    assert config["expanded"] == expanded.expanded
+    assert (config["k1"], config["b"], config["tuned_on"]) == (tuning.k1, tuning.b, "2 dev queries")
+    assert kept.metadata["ablation"]
+
+
+def test_the_original_is_searched_alike(space):
+    collection = space.collection()
+    found = search_expanded(space, collection, collection, "plain", notebook="06_doc2query", **GRID)
+    assert found.result.metadata["config"]["expanded"] is None
+
+
+def test_without_dev_queries_the_defaults_stand(space):
+    collection = space.collection()
+    alone = replace(collection, all_qrels={"test": collection.qrels})
+    found = search_expanded(space, alone, expand(alone, QUERIES), "d2q", notebook="06_doc2query", **GRID)
+    assert found.tuning is None
+    assert found.dev_value == 0
+    assert (found.result.metadata["config"]["k1"], found.result.metadata["config"]["b"]) == (K1, B)
+    assert "tuned_on" not in found.result.metadata["config"]
+
+
+def test_other_documents_are_refused(space):
+    collection = space.collection()
+    fewer = collection.sample(3, 2)
+    with pytest.raises(ValueError, match="d2q: the expanded collection has other documents than tiny"):
+        search_expanded(space, collection, fewer, "d2q", notebook="06_doc2query", **GRID)
+
+
+def test_a_generator_learns_from_all_sets_there_are_but_no_evaluation_query(space, tmp_path, monkeypatch):
+    pairs = tmp_path / "data" / "pairs"
+    pairs.mkdir(parents=True)
+    lines = [f"question {n}\tanswer {n}\n" for n in range(12)]
+    (pairs / "pairs.tsv").write_text(
+        "".join([*lines, "Do masks  help\tYes.\n", "what do masks filter\tAir.\n"])
+    )
+    monkeypatch.setenv("DPR_DATA_DIR", str(tmp_path / "data"))
+    learn, select, missing = generator_data(space, ["pairs", "others"], held_out=100)
+    assert missing == ["others"]
+    assert learn.name == "tiny/train+pairs"
+    asked = {e.query for part in (learn, select) for e in part.examples}
+    assert asked == {
+        *(f"question {n}" for n in range(12)),
+        *(space.collection().all_queries[q] for q in ("t1", "t2", "t4")),
+    }
+    assert not {e.query for e in learn.examples} & {e.query for e in select.examples}
+    assert len(select.examples) == 3  # a fifth of 15
