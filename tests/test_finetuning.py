@@ -175,14 +175,17 @@ def test_negatives_come_from_the_whole_corpus_and_are_no_positives(space):
 
 def test_the_pool_holds_what_is_relevant_and_what_bm25_finds_first(space):
     _, dev = space.training_data()
+    asked = {query_id: "masks, two doses, zinc" for query_id in dev.queries}
+    dev = replace(dev, all_queries={**dev.all_queries, **asked})
+    smallest = validation_pool(Workspace(replace(space.profile, pool_size=4), space.root), dev)
+    [(query_id, grades)] = smallest.qrels.items()
+    assert set(smallest.doc_ids) == {"d1", "d4", "d6"} | set(grades)
     pool = validation_pool(space, dev)
     assert len(pool.passages) == 5
-    assert len(pool.queries) == 1
-    [(query_id, query)] = pool.queries.items()
-    assert set(dev.qrels[query_id]) <= set(pool.doc_ids)
-    hits = BM25.build(dev, space.index_folder(dev)).search({query_id: query}, POOL_DEPTH)
-    assert hits[query_id]
-    assert set(hits[query_id]) <= set(pool.doc_ids)
+    assert list(pool.queries) == [query_id]
+    hits = BM25.build(dev, space.index_folder(dev)).search(pool.queries, POOL_DEPTH)
+    assert len(hits[query_id]) == POOL_DEPTH
+    assert {*hits[query_id], *dev.qrels[query_id]} <= set(pool.doc_ids)
     assert pool.fingerprint == validation_pool(space, dev).fingerprint
 
 

@@ -91,6 +91,13 @@ def test_greedy_queries_on_disk_are_those_in_memory(generator, tmp_path, shard_s
     assert len(shards(tmp_path / "new")) == -(-9 // shard_size)
 
 
+def test_every_shard_draws_anew(generator, tmp_path):
+    same = [Passage(f"d{i}", "", "masks filter droplets and hands spread them") for i in range(4)]
+    collection = Collection("made", same, {}, {"test": {}})
+    found = generate_queries(tmp_path, generator, collection, DECODING, shard_size=1)
+    assert len({tuple(queries) for queries in found.queries.values()}) == 4
+
+
 def test_passages_that_are_too_short_are_left_out_and_counted(generator, tmp_path):
     collection = made(9)
     long_enough = [p.doc_id for p in collection.passages if len(p.text.split()) >= 6]
