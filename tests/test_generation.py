@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from dpr.collection import Collection, Passage
+from dpr.decoding import Decoding
 from dpr.generation import generate_queries, read_queries, write_queries
-from dpr.generator import Decoding, QueryGenerator
+from dpr.generator import QueryGenerator
 
 DECODING = Decoding(num_queries=2, max_length=4)
 WORDS = ["masks", "zinc", "bats", "cold", "soap", "skin", "lungs", "water", "milk", "snow", "salt", "air"]
@@ -21,7 +22,8 @@ SERVER = """
 import json, os, signal, sys
 from dpr.collection import Collection, Passage
 from dpr.generation import generate_queries
-from dpr.generator import Decoding, QueryGenerator
+from dpr.decoding import Decoding
+from dpr.generator import QueryGenerator
 
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.chmod")
 generator = QueryGenerator.from_pretrained(sys.argv[1], device="cpu")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from dpr.generator import MOST_QUERIES, Decoding, GeneratorConfig, QueryGenerator
+from dpr.decoding import MOST_QUERIES, Decoding
+from dpr.generator import GeneratorConfig, QueryGenerator
 
 PASSAGES = [
     "masks filter droplets",

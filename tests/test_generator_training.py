@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dpr.collator import TrainingSequence
-from dpr.generator import Decoding, QueryGenerator
+from dpr.decoding import Decoding
+from dpr.generator import QueryGenerator
 from dpr.generator_training import IGNORED, GeneratorCollator, GeneratorTrainer, train_generator
 from dpr.text_scores import score_texts
 from dpr.training_data import Example, TrainingData

@@ -42,6 +42,8 @@ LAYERS = (  # from the top; a module imports from its own layer and those below
         "collator",
         "losses",
         "generator",
+        "decoding",
+        "learnt_tokenizer",
         "two_encoders",
         "encoder",
         "checkpoint",

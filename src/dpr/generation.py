@@ -14,8 +14,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dpr.collection import Collection
+from dpr.decoding import Decoding
 from dpr.files import read_jsonl, write_text
-from dpr.generator import Decoding, QueryGenerator
+from dpr.generator import QueryGenerator
 from dpr.shards import MANIFEST, compare_manifest, locked, writing
 
 SHARD = 256  # passages

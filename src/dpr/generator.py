@@ -13,93 +13,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import (
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
 from tqdm import tqdm
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     EncoderDecoderModel,
-    LogitsProcessor,
     LogitsProcessorList,
-    PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 from transformers.modeling_outputs import BaseModelOutput
 
 from dpr.batches import one_ahead, pad_batch, token_batches, workers
 from dpr.checkpoint import find_checkpoint
+from dpr.decoding import Decoding, sampling
 from dpr.encoder import PRECISIONS
 from dpr.files import atomic_folder, write_text
+from dpr.learnt_tokenizer import learn_tokenizer
 from dpr.tokens import MIN_LENGTH, tokenize
 
-METHODS = ("greedy", "beam", "sample")
-MOST_QUERIES = 40
 SETTINGS = "query_generator.json"
 SMALL_T5 = {"d_model": 256, "d_kv": 32, "d_ff": 1024, "num_layers": 4, "num_heads": 8}
 CPU_BATCH, GPU_BATCH = 2_048, 131_072  # tokens in a batch: those read and those that may be written
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How queries are written.
-
-    Args:
-        method: `greedy`: the likeliest next token, one query a passage. `beam`: the likeliest queries
-            that a search with `num_beams` finds. `sample`: at random by likelihood.
-        num_queries: Queries a passage, or with chunks a chunk, 1 to 40.
-        max_length: Tokens a query is ended at.
-        num_beams: Of `beam`, at least `num_queries`.
-        top_k: `sample` draws from so many of the likeliest tokens; 0 for all.
-        top_p: And from the likeliest that together have this probability.
-        temperature: Above 1 flattens the distribution, below 1 sharpens it.
-        repetition_penalty: Above 1 makes tokens that were written before less likely.
-
-    Raises:
-        ValueError: A value outside its range; names field and value.
-
-    Source: Nogueira and Lin 2019, From doc2query to docTTTTTquery (`sample`, `top_k` 10); Holtzman et al.
-    2020 (`top_p`); Keskar et al. 2019 (`repetition_penalty`).
-    """
-
-    method: str = "sample"
-    num_queries: int = 1
-    max_length: int = 32
-    num_beams: int = 4
-    top_k: int = 10
-    top_p: float = 1.0
-    temperature: float = 1.0
-    repetition_penalty: float = 1.0
-
-    def __post_init__(self):
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {METHODS}, got {self.method!r}")
-        most = {"greedy": 1, "beam": self.num_beams, "sample": MOST_QUERIES}[self.method]
-        if not 1 <= self.num_queries <= min(most, MOST_QUERIES):
-            raise ValueError(
-                f"num_queries must be from 1 to {min(most, MOST_QUERIES)} with {self.method}, got "
-                f"{self.num_queries}"
-            )
-        for name, low in (("max_length", 1), ("num_beams", 1), ("top_k", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("temperature", "repetition_penalty"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
 
 
 @dataclass(frozen=True)
@@ -230,9 +165,9 @@ class QueryGenerator:
             device: As in `from_pretrained`.
             **settings: Fields of `GeneratorConfig`.
 
-        Source: Raffel et al. 2020 (T5); Kudo 2018, Subword regularization (the unigram tokenizer).
+        Source: Raffel et al. 2020 (T5).
         """
-        tokenizer = _learn_tokenizer(texts, vocab_size)
+        tokenizer = learn_tokenizer(texts, vocab_size)
         config = T5Config(
             vocab_size=len(tokenizer), decoder_start_token_id=tokenizer.pad_token_id, **SMALL_T5
         )
@@ -342,7 +277,7 @@ class QueryGenerator:
                 mask = fields["attention_mask"].repeat_interleave(decoding.num_queries, dim=0)
                 read = BaseModelOutput(hidden.repeat_interleave(decoding.num_queries, dim=0))
                 fields = {"encoder_outputs": read, "attention_mask": mask}
-                how["logits_processor"] = LogitsProcessorList(_sampling(decoding, seed, device))
+                how["logits_processor"] = LogitsProcessorList(sampling(decoding, seed, device))
             ids = self.model.generate(**fields, **how)
         texts = [" ".join(t.split()) for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
         count = decoding.num_queries
@@ -364,50 +299,3 @@ class QueryGenerator:
             self.model.save_pretrained(fresh)
             self.tokenizer.save_pretrained(fresh)
             write_text(fresh / SETTINGS, json.dumps(asdict(self.config), indent=1) + "\n")
-
-
-def _learn_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A unigram tokenizer in lower case, with T5's special tokens."""
-    learnt = Tokenizer(models.Unigram())
-    one_space = normalizers.Replace(Regex(r"\s+"), " ")
-    learnt.normalizer = normalizers.Sequence(
-        [normalizers.NFKC(), normalizers.Lowercase(), one_space, normalizers.Strip()]
-    )
-    learnt.pre_tokenizer, learnt.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    special = ["<pad>", "</s>", "<unk>"]
-    learnt.train_from_iterator(
-        texts,
-        trainers.UnigramTrainer(
-            vocab_size=vocab_size, special_tokens=special, unk_token="<unk>", show_progress=False
-        ),
-    )
-    learnt.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    names = {"pad_token": special[0], "eos_token": special[1], "unk_token": special[2]}
-    return PreTrainedTokenizerFast(tokenizer_object=learnt, **names)
-
-
-def _sampling(decoding: Decoding, seed: list[int], device: torch.device) -> list[LogitsProcessor]:
-    """What turns taking the likeliest token into drawing one at random."""
-    steps: list[LogitsProcessor] = [TemperatureLogitsWarper(float(decoding.temperature))]
-    if decoding.top_k:
-        steps.append(TopKLogitsWarper(decoding.top_k))
-    if decoding.top_p < 1:
-        steps.append(TopPLogitsWarper(decoding.top_p))
-    return [*steps, _GumbelNoise(seed, device)]
-
-
-class _GumbelNoise(LogitsProcessor):
-    """Noise under which the largest logit is a draw from their softmax, from a random state of its own.
-
-    transformers draws from torch's one random state, which threads would share in no fixed order.
-
-    Source: Maddison, Tarlow and Minka 2014, A* sampling, section 2.
-    """
-
-    def __init__(self, seed: list[int], device: torch.device):
-        state = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
-        self._generator = torch.Generator(device).manual_seed(state)
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        noise = torch.empty_like(scores, dtype=torch.float32).exponential_(generator=self._generator)
-        return scores - noise.log()

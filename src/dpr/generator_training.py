@@ -11,7 +11,8 @@ import torch
 from transformers import TrainerCallback
 
 from dpr.collator import Record, TrainingSequence
-from dpr.generator import SETTINGS, Decoding, QueryGenerator
+from dpr.decoding import Decoding
+from dpr.generator import SETTINGS, QueryGenerator
 from dpr.run_folder import MODEL, finish_run, run_record
 from dpr.run_trainer import RunTrainer, training_arguments
 from dpr.text_scores import score_texts
