@@ -232,6 +232,12 @@ def test_the_readme_shows_what_the_runs_give_now(marker):
     assert shown == readme_sections(ROOT)[marker], "run `make readme`"
 
 
+def table_of(path, system):
+    """query_id → the row of a committed table beside a run."""
+    with path.with_name(f"{system}.csv").open(encoding="utf-8") as stream:
+        return {row["query_id"]: row for row in csv.DictReader(stream)}
+
+
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_committed_run_has_the_metrics_of_its_table_against_the_real_judgements(data_dir, path):
     stem = path.name.removesuffix(".trec.gz")
@@ -240,9 +246,14 @@ def test_a_committed_run_has_the_metrics_of_its_table_against_the_real_judgement
     assert (metadata["system"], metadata["collection"], run.tag) == (stem, path.parent.name, stem)
     assert (metadata["split"], metadata["pool"]) == ("test", "full corpus")
     qrels = read_qrels(data_dir / path.parent.name / "qrels" / "test.tsv")
-    with path.with_name(f"{stem}.csv").open(encoding="utf-8") as stream:
-        table = {row["query_id"]: row for row in csv.DictReader(stream)}
+    table = table_of(path, stem)
     assert set(table) == set(qrels)
+    if "seeds" in metadata:  # the table has the means over the seeds, the run is that of the first
+        tables = [table_of(path, f"{stem}-s{seed}") for seed in metadata["seeds"]]
+        for metric in ("nDCG@10", "RR@10", "R@100"):
+            mean = {q: sum(float(t[q][metric]) for t in tables) / len(tables) for q in qrels}
+            assert {q: float(row[metric]) for q, row in table.items()} == pytest.approx(mean, abs=1e-5)
+        table = tables[0]
     for metric, values in evaluate(qrels, run, ["nDCG@10", "RR@10", "R@100"]).per_query.items():
         shown = {query_id: float(row[metric]) for query_id, row in table.items()}
         assert shown == pytest.approx(values, abs=1e-5), metric
