@@ -4,6 +4,7 @@ import json
 import os
 import re
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -53,6 +54,10 @@ def plain_folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def tiny_collection() -> Collection:
     """Six passages, two test queries and five train queries; no two texts alike, nothing wrong with it."""
+    return _tiny_collection()
+
+
+def _tiny_collection() -> Collection:
     return Collection(
         name="tiny",
         passages=[
@@ -77,6 +82,16 @@ def tiny_collection() -> Collection:
             "train": {"t1": {"d3": 1}, "t2": {"d4": 1}, "t3": {"d5": 1}, "t4": {"d6": 1}, "t5": {"d1": 1}},
         },
     )
+
+
+@pytest.fixture
+def with_dev() -> Collection:
+    """`tiny_collection` with two train queries as dev queries; they share words with their passages."""
+    whole = _tiny_collection()
+    train = whole.all_qrels["train"]
+    parts = {"train": ("t1", "t2", "t4"), "dev": ("t3", "t5")}
+    qrels = {split: {q: train[q] for q in query_ids} for split, query_ids in parts.items()}
+    return replace(whole, all_qrels={"test": whole.qrels, **qrels})
 
 
 @pytest.fixture

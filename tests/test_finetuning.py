@@ -23,12 +23,9 @@ TAG = "tiny-ft"
 
 
 @pytest.fixture
-def tiny_collection(tiny_collection):
-    """With two dev queries that share words with their passages."""
-    train = tiny_collection.all_qrels["train"]
-    parts = {"train": ("t1", "t2", "t4"), "dev": ("t3", "t5")}
-    qrels = {split: {q: train[q] for q in query_ids} for split, query_ids in parts.items()}
-    return replace(tiny_collection, all_qrels={"test": tiny_collection.qrels, **qrels})
+def tiny_collection(with_dev):
+    """That with dev queries, also for `tiny_beir_folder`."""
+    return with_dev
 
 
 @pytest.fixture

@@ -100,7 +100,6 @@ def fine_tune(
     collection: Collection,
     *,
     notebook: str,
-    ablation: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> FineTuned:
     """Train, search the test queries, and keep both in `runs/`; or read what is kept of the same run.
@@ -117,7 +116,6 @@ def fine_tune(
         validation: What to select by.
         collection: What to search.
         notebook: The notebook that asks, without ending.
-        ablation: Left out of the results table; a mean over seeds stands for its runs there.
         callbacks: More of the Trainer's callbacks.
 
     Raises:
@@ -137,7 +135,7 @@ def fine_tune(
         collection,
         tag,
         notebook=notebook,
-        ablation=ablation,
+        ablation=True,  # in the results table a mean over seeds stands for its runs
         seed=settings.seed,
         trained_on=f"{len(data.examples):,} queries of {data.name}",
     )
