@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from dataclasses import replace
+from pathlib import Path
 from re import escape
 
 import numpy as np
@@ -36,20 +37,9 @@ from pathlib import Path
 from dpr.collection import Collection, Passage
 from dpr.encoder import BiEncoder
 from dpr.encoding import encode_collection
+from killing import die_before
 
-FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.chmod")
 encoder = BiEncoder.from_pretrained(Path(sys.argv[1]), device="cpu", **json.loads(sys.argv[2]))
-
-def die_before(number, folder):
-    left = [number]
-
-    def count(event, arguments):
-        if event in FILE_EVENTS and str(arguments[0]).startswith(folder):
-            left[0] -= 1
-            if not left[0]:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(count)
 
 def encode(order):
     collection = Collection("made", [Passage(*passage) for passage in order["passages"]], {}, {"test": {}})
@@ -95,6 +85,7 @@ def in_a_child(plain_folder):
     """`encode_collection` in another process: "done", the signal that killed it, or its error."""
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(plain_folder), json.dumps(PLAIN)],
+        cwd=Path(__file__).parent,  # for killing.py
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -24,22 +24,11 @@ from dpr.collection import Collection, Passage
 from dpr.generation import generate_queries
 from dpr.decoding import Decoding
 from dpr.generator import QueryGenerator
+from killing import die_before
 
-FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.chmod")
 generator = QueryGenerator.from_pretrained(sys.argv[1], device="cpu")
 passages = [Passage(*fields) for fields in json.loads(sys.argv[2])]
 collection = Collection("made", passages, {}, {"test": {}})
-
-def die_before(number, folder):
-    left = [number]
-
-    def count(event, arguments):
-        if event in FILE_EVENTS and str(arguments[0]).startswith(folder):
-            left[0] -= 1
-            if not left[0]:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(count)
 
 for line in sys.stdin:
     folder, kill_before, decoding = json.loads(line)
@@ -178,6 +167,7 @@ def test_killed_before_any_file_event_the_same_bytes_come_out(folder, generator,
     generate_queries(tmp_path / "whole", generator, collection, DECODING, shard_size=3)
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(folder), json.dumps(list(collection.passages))],
+        cwd=Path(__file__).parent,  # for killing.py
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -12,6 +12,7 @@ import sys
 import warnings
 from copy import deepcopy
 from dataclasses import asdict, astuple, replace
+from pathlib import Path
 from re import escape, fullmatch
 
 import numpy as np
@@ -55,25 +56,14 @@ from dpr.trainer import search_pool
 from dpr.training import train
 from dpr.training_data import Example, TrainingData
 from dpr.training_settings import TrainingSettings
+from killing import die_before
 
-FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree")
 encoder = BiEncoder.from_pretrained(Path(sys.argv[1]), device="cpu", **json.loads(sys.argv[2]))
 examples, passages, queries, qrels = json.loads(sys.argv[3])
 data = TrainingData("made", [Example(*example) for example in examples], passages)
 held_out = Collection("held", [Passage(d, "", text) for d, text in passages.items()], queries, qrels, "dev")
 search_pool(encoder, held_out)  # the metrics are compiled once for all children
 gc.freeze()
-
-def die_before(number, folder):
-    left = [number]
-
-    def count(event, arguments):
-        if event in FILE_EVENTS and str(arguments[0]).startswith(folder):
-            left[0] -= 1
-            if not left[0]:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(count)
 
 def run(order):
     if order["kill_before"]:
@@ -622,6 +612,7 @@ def in_a_child(plain_folder):
     content = [[astuple(e) for e in data.examples], data.passages, held_out.all_queries, held_out.all_qrels]
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(plain_folder), json.dumps(LENGTHS), json.dumps(content)],
+        cwd=Path(__file__).parent,  # for killing.py
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

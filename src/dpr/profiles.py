@@ -83,7 +83,7 @@ PROFILES = {
             pool_size=300,
             pool_queries=100,
             passage_max_length=128,
-            num_passages=2000,
+            num_passages=1200,
             num_queries=200,
             seeds=(0,),
         ),
