@@ -1,17 +1,23 @@
 """What a generator learns from, and BM25 over expanded passages: tuned on dev, reported on test."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from dpr.bm25 import BM25, K1, B
-from dpr.doc2query import generator_data, search_expanded
+from dpr.decoding import Decoding
+from dpr.doc2query import Writer, generator_data, search_expanded
 from dpr.expansion import expand
+from dpr.generator import QueryGenerator
 from dpr.profiles import Profile
 from dpr.results import load_result
+from dpr.training_settings import GeneratorSettings
 from dpr.workspace import Workspace
 
 QUERIES = {"d4": ["zinc and vaccines"], "d5": ["where does sunlight come from"]}
+SHORT = GeneratorSettings(num_steps=2, batch_size=2, learning_rate=1e-2, eval_every=1, log_every=1)
+SAMPLED = Decoding("sample", 3, 6)
 GRID = {"k1_grid": (0.5, 1.5), "b_grid": (0.2, 0.8)}
 
 
@@ -85,3 +91,64 @@ def test_a_generator_learns_from_all_sets_there_are_but_no_evaluation_query(spac
     }
     assert not {e.query for e in learn.examples} & {e.query for e in select.examples}
     assert len(select.examples) == 3  # a fifth of 15
+
+
+@pytest.fixture
+def writer(space, plain_folder):
+    """Makes the writer, or one with other settings."""
+    lengths = {"passage_max_length": 12, "query_max_length": 6}
+    start = QueryGenerator.warm_started(plain_folder, 1, seed=0, device="cpu", **lengths)
+    learn, select, _ = generator_data(space, [], held_out=1)
+
+    def make(settings=SHORT, tag="tiny-writer", callbacks=()):
+        return Writer(space, tag, start, learn, settings, select, callbacks)
+
+    return make
+
+
+class Refuses:
+    """Stands where training would be called, which must not be."""
+
+    def __call__(self, *args, **kwargs):
+        raise AssertionError("trained again")
+
+
+def test_a_writer_and_its_queries_are_made_once_and_read_without_the_model(space, writer, monkeypatch):
+    first = writer()
+    collection = space.collection()
+    written = first.write("sampled", collection, SAMPLED)
+    assert set(written.queries) | {"d1"} >= {
+        p.doc_id for p in collection.passages if len(p.text.split()) >= 5
+    }
+    assert all(len(found) == 3 for found in written.queries.values())
+    assert first.best["step"] == first.finished["best_step"]
+    shutil.rmtree(space.models)
+    shutil.rmtree(space.root / "build" / "queries")
+    monkeypatch.setattr("dpr.doc2query.train_generator", Refuses())
+    again = writer()
+    assert (again.history, again.finished) == (first.history, first.finished)
+    assert again.minutes == first.minutes > 0
+    assert again.write("sampled", collection, SAMPLED) == written
+
+
+@pytest.mark.parametrize(
+    "changed", [{"decoding": replace(SAMPLED, top_k=3)}, {"overflow": "max_chunk"}, {"fewer": True}]
+)
+def test_queries_made_otherwise_are_written_anew(space, writer, changed):
+    collection = space.collection()
+    first = writer().write("sampled", collection, SAMPLED)
+    if changed.pop("fewer", False):
+        collection = collection.sample(3, 1)
+    shutil.rmtree(space.models)  # it is trained again for them
+    how = {"decoding": SAMPLED} | changed
+    other = writer().write("sampled", collection, **how)
+    assert other != first  # its speed is another, if nothing else
+    assert writer().write("sampled", collection, **how) == other
+
+
+def test_a_writer_with_other_settings_is_trained_anew(space, writer):
+    first = writer()
+    shutil.rmtree(space.models)
+    other = writer(replace(SHORT, learning_rate=2e-2))
+    assert other.finished["settings"]["learning_rate"] == 2e-2
+    assert other.history != first.history

@@ -7,6 +7,7 @@ from re import escape
 
 import numpy as np
 import pytest
+import ranx
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -300,6 +301,19 @@ def test_fusion_is_a_plain_loop_over_ranks(runs, k):
     for query_id, scores in expected.items():
         assert found[query_id] == pytest.approx(scores, abs=1e-12)
         assert list(found[query_id].items()) == ordered_hits(found[query_id])
+
+
+def test_fusion_is_that_of_ranx():
+    draw = np.random.default_rng(0)
+    runs = [
+        {f"q{i}": {f"d{d}": float(n) for n, d in enumerate(draw.permutation(40)[:20])} for i in range(5)}
+        for _ in range(3)
+    ]
+    theirs = ranx.fuse([ranx.Run(run) for run in runs], method="rrf", norm=None, params={"k": 60}).to_dict()
+    found = fuse(runs, "t")
+    assert set(found) == set(theirs)
+    for query_id, scores in theirs.items():
+        assert found[query_id] == pytest.approx(scores, abs=1e-12)
 
 
 def test_fusion_by_hand():

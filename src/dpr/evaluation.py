@@ -1,13 +1,20 @@
 """Retrieval metrics of a run, through ranx, averaged over every judged query."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from dpr.trec import Qrels, ordered_hits
 
 METRICS = ("nDCG@10", "RR@10", "R@100", "R@1000", "AP@1000", "P@10", "judged@10")
-RANX_NAMES = {"nDCG": "ndcg", "RR": "mrr", "R": "recall", "AP": "map", "P": "precision"}
+RANX_NAMES = {
+    "nDCG": "ndcg",
+    "RR": "reciprocal_rank",
+    "R": "recall",
+    "AP": "average_precision",
+    "P": "precision",
+}
 
 
 @dataclass(frozen=True)
@@ -58,9 +65,9 @@ def evaluate(
     if not judged:
         raise ValueError(f"the run's {len(run)} queries and the {len(qrels)} judged ones have none in common")
     ranked = {q: [doc_id for doc_id, _ in ordered_hits(scores)] for q, scores in judged.items()}
-    by_ranx = {m: f"{RANX_NAMES[name]}@{k}" for m, (name, k) in cutoffs.items() if name != "judged"}
     graded = {q: docs for q, docs in ranked.items() if qrels[q]}  # ranx refuses empty judgements
-    values = _ranx_per_query(qrels, graded, list(by_ranx.values()))
+    by_ranx = {metric: cutoff for metric, cutoff in cutoffs.items() if cutoff[0] != "judged"}
+    values = _ranx_per_query(qrels, graded, by_ranx)
     per_query = {}
     for metric, (name, k) in cutoffs.items():
         if name == "judged":
@@ -68,7 +75,7 @@ def evaluate(
                 q: sum(d in qrels[q] for d in docs[:k]) / min(k, len(docs)) for q, docs in ranked.items()
             }
         else:
-            found = values[by_ranx[metric]]
+            found = values[metric]
         per_query[metric] = {q: float(found.get(q, 0.0)) for q in qrels}
     means = {metric: sum(scores.values()) / len(qrels) for metric, scores in per_query.items()}
     return Evaluation(means, per_query, len(qrels), len(qrels) - len(judged))
@@ -87,26 +94,27 @@ def split_metric(metric: str) -> tuple[str, int]:
     return name, int(cutoff)
 
 
-def _ranx_per_query(qrels: Qrels, ranked: dict[str, list[str]], names: list[str]) -> dict[str, dict]:
-    """Ranx's values by metric and query, for queries with hits; ranks stand in for scores (no ties)."""
-    if not names or not ranked:
-        return {key: {} for key in names}
-    ranx = import_ranx()
-    clipped = {q: {d: max(0, grade) for d, grade in qrels[q].items()} for q in ranked}
-    run = ranx.Run(tie_free(ranked))
-    ranx.evaluate(ranx.Qrels(clipped), run, names)
-    return run.scores
+def _ranx_per_query(
+    qrels: Qrels, ranked: Mapping[str, Sequence[str]], cutoffs: Mapping[str, tuple[str, int]]
+) -> dict[str, dict[str, float]]:
+    """Ranx's values by metric and query, for queries with hits.
 
+    It is given arrays, for which its compiled code is kept between processes; for its own Qrels and Run
+    it compiles anew in each.
+    """
+    if not cutoffs or not ranked:
+        return {metric: {} for metric in cutoffs}
+    deepest = max(k for _, k in cutoffs.values())
+    # Rows of (document, grade), documents numbered by falling grade; −1 for none and for those not judged
+    judged = np.full((len(ranked), max(len(qrels[q]) for q in ranked), 2), (-1.0, 0.0))
+    hits = np.full((len(ranked), min(deepest, max(map(len, ranked.values()))), 2), -1.0)
+    for row, (query_id, docs) in enumerate(ranked.items()):
+        grades = sorted(qrels[query_id].items(), key=lambda item: -item[1])
+        numbers = {doc_id: number for number, (doc_id, _) in enumerate(grades)}
+        judged[row, : len(grades)] = [(number, grade) for number, (_, grade) in enumerate(grades)]
+        found = docs[:deepest]
+        hits[row, : len(found), 0] = [numbers.get(doc_id, -1) for doc_id in found]
+    import ranx  # two seconds
 
-def import_ranx():
-    """ranx, without its compiler's remarks on ranx's own code; the first use compiles for half a minute."""
-    import ranx
-    from numba.core.errors import NumbaTypeSafetyWarning
-
-    warnings.filterwarnings("ignore", category=NumbaTypeSafetyWarning)
-    return ranx
-
-
-def tie_free(ranked: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
-    """Scores that fall by one from hit to hit: ranx breaks ties its own way, so it gets none."""
-    return {q: {d: float(len(docs) - i) for i, d in enumerate(docs)} for q, docs in ranked.items()}
+    values = {m: getattr(ranx.metrics, RANX_NAMES[name])(judged, hits, k) for m, (name, k) in cutoffs.items()}
+    return {metric: dict(zip(ranked, found, strict=True)) for metric, found in values.items()}

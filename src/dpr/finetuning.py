@@ -11,12 +11,11 @@ from transformers import TrainerCallback
 from dpr.bm25 import BM25
 from dpr.collection import Collection
 from dpr.encoder import BiEncoder
-from dpr.files import write_text
 from dpr.loading import load_collection
 from dpr.negatives import Mined, mine_negatives
 from dpr.plots import plot_training
 from dpr.results import Result, load_result
-from dpr.run_folder import FINISHED, IDENTITY, MODEL
+from dpr.run_folder import FINISHED, MODEL, keep_run, read_kept, training_minutes
 from dpr.training import describe_run, train
 from dpr.training_data import TrainingData
 from dpr.training_settings import TrainingSettings
@@ -43,13 +42,7 @@ class FineTuned:
     @property
     def minutes(self) -> float:
         """What the training took, evaluations included."""
-        seconds, last = 0.0, 0
-        for line in self.history:
-            if "loss" in line:
-                seconds += line["step_s"] * (line["step"] - last)
-                last = line["step"]
-            seconds += line.get("eval_s", 0.0)
-        return seconds / 60
+        return training_minutes(self.history)
 
 
 def bm25_negatives(
@@ -140,9 +133,7 @@ def fine_tune(
         trained_on=f"{len(data.examples):,} queries of {data.name}",
     )
     finished = json.loads((trained.folder / MODEL / FINISHED).read_text(encoding="utf-8"))
-    kept.parent.mkdir(exist_ok=True)
-    lines = {"searched": result.metadata["config"]["model"], **finished, "history": trained.history}
-    write_text(kept, json.dumps(lines, indent=1, ensure_ascii=False) + "\n")
+    keep_run(kept, finished, trained.history, searched=result.metadata["config"]["model"])
     return FineTuned(result, trained.history, finished)
 
 
@@ -155,10 +146,8 @@ def _with_passage_length(encoder: BiEncoder | TwoEncoders, length: int) -> BiEnc
 
 def _read_kept(kept: Path, described: Mapping[str, Any], collection: Collection) -> FineTuned | None:
     """The run, where the files are of this one and its result is of this collection."""
-    if not kept.is_file():
-        return None
-    finished = json.loads(kept.read_text(encoding="utf-8"))
-    if any(finished[part] != described[part] for part in IDENTITY):
+    finished = read_kept(kept, described)
+    if finished is None:
         return None
     result = load_result(kept.parents[1], kept.stem)
     used = {"passages": collection.fingerprint, "queries": collection.queries_fingerprint}

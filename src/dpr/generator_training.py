@@ -186,13 +186,6 @@ def train_generator(
         both = [e.query for e in data.examples if query_key(e.query) in asked]
         if both:
             raise ValueError(f"{len(both)} training queries are validation queries too, first {both[0]!r}")
-    start = {"model": generator.name, "fingerprint": generator.fingerprint, **asdict(generator.config)}
-    held_out = validation and {
-        "collection": validation.name,
-        "split": "held-out",
-        "pool": f"{len(validation.examples):,} queries",
-        "fingerprint": validation.fingerprint,
-    }
     config = generator.config
     kind = Kind(
         "A query generator",
@@ -204,7 +197,7 @@ def train_generator(
     trained = copy.deepcopy(generator)
     history, finished = finish_run(
         folder,
-        run_record(settings, data, start, held_out, tags),
+        describe_generator_run(generator, data, settings, validation, tags),
         lambda checkpoints: GeneratorTrainer(trained, data, checkpoints, settings, validation),
         trained.save,
         (SETTINGS,),
@@ -215,3 +208,24 @@ def train_generator(
     best = QueryGenerator.from_pretrained(folder / MODEL, device=device, precision=generator.precision)
     best.name = folder.name
     return TrainedGenerator(best, history, finished["best_step"], folder)
+
+
+def describe_generator_run(
+    generator: QueryGenerator,
+    data: TrainingData,
+    settings: GeneratorSettings,
+    validation: TrainingData | None,
+    tags: Sequence[str],
+) -> dict[str, Any]:
+    """Everything that a run is made from, as JSON values: what `run.json` holds.
+
+    Arguments are those of `train_generator`. Two runs with the same `IDENTITY` parts are the same run.
+    """
+    start = {"model": generator.name, "fingerprint": generator.fingerprint, **asdict(generator.config)}
+    held_out = validation and {
+        "collection": validation.name,
+        "split": "held-out",
+        "pool": f"{len(validation.examples):,} queries",
+        "fingerprint": validation.fingerprint,
+    }
+    return run_record(settings, data, start, held_out, tags)

@@ -2,7 +2,42 @@
 
 from dataclasses import dataclass, field, replace
 
-from dpr.training_settings import TrainingSettings
+from dpr.training_settings import GeneratorSettings, TrainingSettings
+
+
+@dataclass(frozen=True)
+class QueryWriting:
+    """How queries are written for passages, to expand them.
+
+    Args:
+        checkpoint: The T5-like checkpoint that is trained; None: two stand-ins that need no download, the
+            better of which is used.
+        sets: Questions with answers to learn from, beside the profile's training set.
+        held_out: Of all their queries, so many to select by.
+        training: How, apart from the seed.
+        passage_max_length: Tokens a passage is cut at.
+        query_max_length: Tokens a query is cut at, and ended at when written.
+        decoder_layers: Of the stand-in that starts from an encoder.
+        vocab_size: Most pieces of the tokenizer of the stand-in that starts from nothing.
+        num_queries: Numbers of queries a passage to compare, growing.
+
+    Raises:
+        ValueError: Numbers that do not grow.
+    """
+
+    checkpoint: str | None = None
+    sets: tuple[str, ...] = ()
+    held_out: int = 500
+    training: GeneratorSettings = field(default_factory=GeneratorSettings)
+    passage_max_length: int = 200
+    query_max_length: int = 24
+    decoder_layers: int = 2
+    vocab_size: int = 8000
+    num_queries: tuple[int, ...] = (1, 5, 10, 20, 40)
+
+    def __post_init__(self):
+        if not self.num_queries or list(self.num_queries) != sorted(set(self.num_queries)):
+            raise ValueError(f"num_queries must be numbers that grow, got {self.num_queries}")
 
 
 @dataclass(frozen=True)
@@ -27,6 +62,7 @@ class Profile:
         factors: Whether fine-tuning is also varied by one factor at a time, which takes an hour on a CPU.
         triples: Triples about other texts to train on too, for search without any of the collection's
             own judgements; used where the data folder has them.
+        writing: How queries are written to expand passages with.
         seeds: One training run each; the first also seeds everything else.
         num_passages: Cut the collection to so many passages; None keeps all.
         num_queries: Cut to so many queries of a split; None keeps all.
@@ -50,6 +86,7 @@ class Profile:
     pool_queries: int = 200
     factors: bool = False
     triples: str | None = None
+    writing: QueryWriting = field(default_factory=QueryWriting)
     seeds: tuple[int, ...] = (0, 1, 2)
     num_passages: int | None = None
     num_queries: int | None = None
@@ -78,12 +115,21 @@ PROFILES = {
         Profile(
             "sample",
             "docstrings",
-            training=TrainingSettings(num_steps=40, eval_every=20, dropout=0.0),
+            training=TrainingSettings(num_steps=30, eval_every=10, dropout=0.0),
             training_length=96,
             pool_size=300,
             pool_queries=100,
             passage_max_length=128,
-            num_passages=1200,
+            writing=QueryWriting(
+                held_out=100,
+                training=GeneratorSettings(
+                    num_steps=60, eval_every=30, batch_size=16, learning_rate=3e-4, dropout=0.0
+                ),
+                passage_max_length=64,
+                query_max_length=16,
+                num_queries=(1, 3),
+            ),
+            num_passages=1000,
             num_queries=200,
             seeds=(0,),
         ),
@@ -96,6 +142,17 @@ PROFILES = {
             pool_queries=10,
             factors=True,
             passage_max_length=64,
+            writing=QueryWriting(
+                held_out=10,
+                training=GeneratorSettings(
+                    num_steps=4, eval_every=2, log_every=1, batch_size=8, learning_rate=3e-4
+                ),
+                passage_max_length=32,
+                query_max_length=8,
+                decoder_layers=1,
+                vocab_size=600,
+                num_queries=(1, 2),
+            ),
             num_passages=300,
             num_queries=40,
             seeds=(0,),

@@ -90,6 +90,44 @@ def finish_run(
     return [json.loads(line) for line in lines], finished
 
 
+def keep_run(path: Path, finished: Mapping[str, Any], history: Sequence[Mapping[str, Any]], **more) -> None:
+    """Write what lasts of a finished run to one file, without its weights.
+
+    Args:
+        path: Its folder is made where missing.
+        finished: `training.json`.
+        history: A mapping a line.
+        **more: Further fields.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = {**more, **finished, "history": history}
+    write_text(path, json.dumps(lines, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_kept(path: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `keep_run` wrote, if it is of this run; None if it is of another, or not there.
+
+    Args:
+        path: The file.
+        run: As `run_record` makes it.
+    """
+    if not path.is_file():
+        return None
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    return None if any(kept[part] != run[part] for part in IDENTITY) else kept
+
+
+def training_minutes(history: Sequence[Mapping[str, Any]]) -> float:
+    """What a run took, evaluations included, by its history."""
+    seconds, last = 0.0, 0
+    for line in history:
+        if "loss" in line:
+            seconds += line["step_s"] * (line["step"] - last)
+            last = line["step"]
+        seconds += line.get("eval_s", 0.0)
+    return seconds / 60
+
+
 def _claim(folder: Path, run: Mapping[str, Any]) -> None:
     """Write `run.json`, or see that what is there describes the same run."""
     if not (folder / RUN).is_file():

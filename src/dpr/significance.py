@@ -1,12 +1,13 @@
 """Whether one run is better than another, and how small a difference these queries could show."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize, stats
 
-from dpr.evaluation import evaluate, import_ranx, tie_free
+from dpr.evaluation import evaluate
 from dpr.trec import Qrels, Run, ordered_hits
 
 LEVEL, POWER = 0.05, 0.8  # of `smallest_difference`
@@ -219,24 +220,16 @@ def fuse(runs: Sequence[Mapping[str, Mapping[str, float]]], tag: str, k: int = 6
     Raises:
         ValueError: Fewer than two runs.
 
-    Source: Cormack, Clarke and Büttcher 2009, through ranx.
+    Source: Cormack, Clarke and Büttcher 2009.
     """
     if len(runs) < 2:
         raise ValueError(f"fusion needs at least two runs, got {len(runs)}")
-    ranx = import_ranx()
-    groups: dict[tuple[int, ...], list[str]] = {}
-    for query_id in dict.fromkeys(q for run in runs for q in run):
-        groups.setdefault(tuple(i for i, run in enumerate(runs) if run.get(query_id)), []).append(query_id)
     merged = Run({}, tag)
-    for members, query_ids in groups.items():
-        ranked = [{q: [d for d, _ in ordered_hits(runs[i][q])] for q in query_ids} for i in members]
-        if len(ranked) == 1:  # ranx fuses two runs or more
-            merged.update(
-                {q: {d: 1 / (k + i) for i, d in enumerate(docs, 1)} for q, docs in ranked[0].items()}
-            )
-        elif ranked:
-            fused = ranx.fuse(
-                [ranx.Run(tie_free(r)) for r in ranked], method="rrf", norm=None, params={"k": k}
-            )
-            merged.update({q: dict(ordered_hits(scores)) for q, scores in fused.to_dict().items()})
+    for query_id in dict.fromkeys(query_id for run in runs for query_id in run):
+        scores: Counter[str] = Counter()
+        for run in runs:
+            for rank, (doc_id, _) in enumerate(ordered_hits(run.get(query_id, {})), start=1):
+                scores[doc_id] += 1 / (k + rank)
+        if scores:
+            merged[query_id] = dict(ordered_hits(scores))
     return merged
