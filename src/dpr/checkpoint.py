@@ -89,6 +89,13 @@ def find_checkpoint(name_or_folder: str | Path) -> str:
     return f"sentence-transformers/{name}" if name.startswith("all-") else name
 
 
+def quieten() -> None:
+    """Load and write checkpoints without transformers' progress bars, which last a second."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+
+
 def save_random(folder: Path | str, like: str | Path, seed: int, **shape) -> None:
     """Write a transformers checkpoint of another's architecture and tokenizer with random weights.
 
@@ -132,11 +139,10 @@ def load_container(path: str, device: str | None):
     Source: https://sbert.net/docs/sentence_transformer/usage/custom_models.html (the layout).
     """
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    import transformers
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import is_sentence_transformer_model
 
-    transformers.utils.logging.disable_progress_bar()
+    quieten()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if (Path(path) / "query").is_dir() and (Path(path) / "passage").is_dir():
         raise ValueError(f"{path} holds two encoders; TwoEncoders.from_pretrained reads them")

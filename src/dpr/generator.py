@@ -25,7 +25,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from dpr.batches import one_ahead, pad_batch, token_batches, workers
-from dpr.checkpoint import find_checkpoint
+from dpr.checkpoint import find_checkpoint, quieten
 from dpr.decoding import Decoding, sampling
 from dpr.encoder import PRECISIONS
 from dpr.files import atomic_folder, write_text
@@ -97,6 +97,7 @@ class QueryGenerator:
             ValueError: A setting that is missing, unknown or out of range.
             FileNotFoundError: A folder that is not there.
         """
+        quieten()
         path = find_checkpoint(name_or_folder)
         saved = {}
         if (Path(path) / SETTINGS).is_file():
@@ -136,6 +137,7 @@ class QueryGenerator:
 
         Source: Rothe, Narayan and Severyn 2020, Leveraging pre-trained checkpoints for sequence generation.
         """
+        quieten()
         path = find_checkpoint(name_or_folder)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -167,6 +169,7 @@ class QueryGenerator:
 
         Source: Raffel et al. 2020 (T5).
         """
+        quieten()
         tokenizer = learn_tokenizer(texts, vocab_size)
         config = T5Config(
             vocab_size=len(tokenizer), decoder_start_token_id=tokenizer.pad_token_id, **SMALL_T5
