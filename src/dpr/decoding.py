@@ -73,7 +73,7 @@ def sampling(decoding: Decoding, seed: list[int], device: torch.device) -> list[
         steps.append(TopKLogitsWarper(decoding.top_k))
     if decoding.top_p < 1:
         steps.append(TopPLogitsWarper(decoding.top_p))
-    return [*steps, _GumbelNoise(seed, device)]
+    return [*steps, _GumbelNoise(decoding.top_k, seed, device)]
 
 
 class _GumbelNoise(LogitsProcessor):
@@ -84,10 +84,13 @@ class _GumbelNoise(LogitsProcessor):
     Source: Maddison, Tarlow and Minka 2014, A* sampling, section 2.
     """
 
-    def __init__(self, seed: list[int], device: torch.device):
+    def __init__(self, top_k: int, seed: list[int], device: torch.device):
         state = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
-        self._generator = torch.Generator(device).manual_seed(state)
+        self._top_k, self._generator = top_k, torch.Generator(device).manual_seed(state)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        noise = torch.empty_like(scores, dtype=torch.float32).exponential_(generator=self._generator)
-        return scores - noise.log()
+        # Noise for the whole vocabulary takes longer than its logits
+        likely, tokens = scores.topk(min(self._top_k, scores.shape[-1])) if self._top_k else (scores, None)
+        noise = torch.empty_like(likely, dtype=torch.float32).exponential_(generator=self._generator)
+        drawn = likely - noise.log()
+        return drawn if tokens is None else torch.full_like(scores, -torch.inf).scatter(-1, tokens, drawn)
