@@ -1,5 +1,6 @@
 """What a generator learns from, and BM25 over expanded passages: tuned on dev, reported on test."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -91,6 +92,34 @@ def test_a_generator_learns_from_all_sets_there_are_but_no_evaluation_query(spac
     }
     assert not {e.query for e in learn.examples} & {e.query for e in select.examples}
     assert len(select.examples) == 3  # a fifth of 15
+
+
+def test_two_collections_that_name_each_other_share_the_data_without_eithers_queries(
+    space, tmp_path, monkeypatch, tiny_beir_folder
+):
+    other = tmp_path / "data" / "other"
+    shutil.copytree(tiny_beir_folder, other)
+    lines = [json.loads(line) for line in (other / "queries.jsonl").read_text().splitlines()]
+    for line in lines:  # its dev and test queries are other than those of tiny
+        line["text"] = line["text"] if line["_id"].startswith("t") else f"{line['text']} again"
+    asked = [line["text"] for line in lines if not line["_id"].startswith("t")]
+    lines.append({"_id": "t9", "text": asked[0].upper()})  # also asked in evaluation
+    (other / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with (other / "qrels" / "train.tsv").open("a") as stream:
+        stream.write("t9\td1\t1\n")
+    shutil.copytree(tiny_beir_folder, tmp_path / "data" / "tiny")
+    monkeypatch.setenv("DPR_DATA_DIR", str(tmp_path / "data"))
+    sets = ["tiny/train", "other/train"]
+    made = [
+        generator_data(Workspace(Profile(name, name), tmp_path / "out"), sets, held_out=1)
+        for name in ("tiny", "other")
+    ]
+    (learn, select, _), (again, select_again, _) = made
+    assert learn.name == "tiny/train+other/train"
+    assert (learn.fingerprint, select.fingerprint) == (again.fingerprint, select_again.fingerprint)
+    used = {e.query.lower() for e in (*learn.examples, *select.examples)}
+    assert used
+    assert not used & {text.lower() for text in asked}
 
 
 @pytest.fixture

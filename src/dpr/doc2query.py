@@ -16,11 +16,12 @@ from dpr.files import write_text
 from dpr.generation import Generated, generate_queries, read_queries, write_queries
 from dpr.generator import QueryGenerator
 from dpr.generator_training import describe_generator_run, train_generator
-from dpr.loading import find_data, load_training_data
+from dpr.loading import find_data, load_collection, load_training_data
 from dpr.results import Result, save_result
 from dpr.run_folder import FINISHED, IDENTITY, MODEL, keep_run, read_kept, training_minutes
 from dpr.training_data import TrainingData, merge
 from dpr.training_settings import GeneratorSettings
+from dpr.training_sources import from_collection
 from dpr.trec import Run
 from dpr.workspace import Workspace
 
@@ -30,21 +31,34 @@ def generator_data(
 ) -> tuple[TrainingData, TrainingData, list[str]]:
     """Queries with the passages that answer them, to learn from and to select by.
 
+    Two profiles that name the same sets, their own training data among them, get the same data, so one
+    generator serves both.
+
     Args:
-        space: Its training set comes first, without the queries of dev and test.
-        sets: Names of other sets; those that the data folder lacks are left out.
+        space: Its training set comes first, unless it is among `sets`.
+        sets: Names of sets of pairs or triples, or `<collection>/train`; those that the data folder lacks
+            are left out.
         held_out: Queries to select by, taken from all sets at random; at most a fifth.
 
     Returns:
-        What to learn from, what to select by, and the sets left out.
+        What to learn from, what to select by, and the sets left out. No dev or test query of a collection
+        that is named is in either.
     """
-    first, _ = space.training_data()
-    there = [name for name in sets if find_data(name)]
+    own, _ = space.training_data()
+    names = list(sets) if own.name in sets else [own.name, *sets]
+    there = [name for name in names if name == own.name or find_data(name.removesuffix("/train"))]
     evaluated = [space.collection(split) for split in space.splits() if split != "train"]
-    others = [load_training_data(name).without_queries(*evaluated) for name in there]
-    whole = merge("+".join([first.name, *there]), first, *others)
-    learn, select = whole.split(min(0.2, held_out / len(whole.examples)), space.profile.seeds[0])
-    return learn, select, [name for name in sets if name not in there]
+    parts = []
+    for name in there:
+        if name.endswith("/train") and name != own.name:
+            whole = load_collection(name.removesuffix("/train"), "train")
+            evaluated += [whole.with_split(split) for split in whole.all_qrels if split != "train"]
+            parts.append(from_collection(whole))
+        else:
+            parts.append(own if name == own.name else load_training_data(name))
+    data = merge("+".join(there), *(part.without_queries(*evaluated) for part in parts))
+    learn, select = data.split(min(0.2, held_out / len(data.examples)), space.profile.seeds[0])
+    return learn, select, [name for name in names if name not in there]
 
 
 class Writer:

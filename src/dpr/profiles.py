@@ -109,6 +109,19 @@ class Profile:
             raise ValueError(f"profile {self.name}: at least one seed and one encoder are needed")
 
 
+# One generator for both small collections, without either's dev and test queries
+SMALL_WRITING = QueryWriting(
+    sets=("scifact/train", "nfcorpus/train", "medquad-pairs", "squad-triples"),
+    training=GeneratorSettings(
+        num_epochs=1,
+        learning_rate=2e-4,
+        eval_every=200,
+        log_every=20,
+        dropout=0.0,
+        precision="bfloat16",
+    ),
+)
+
 PROFILES = {
     profile.name: profile
     for profile in (
@@ -168,6 +181,7 @@ PROFILES = {
             pool_queries=100,
             factors=True,
             triples="squad-triples",
+            writing=SMALL_WRITING,
         ),
         Profile(
             "nfcorpus",
@@ -187,6 +201,7 @@ PROFILES = {
             hard_negatives=False,
             pool_queries=100,
             triples="squad-triples",
+            writing=SMALL_WRITING,
         ),
         Profile(
             "trec-covid",
@@ -195,6 +210,11 @@ PROFILES = {
             base_model="microsoft/MiniLM-L12-H384-uncased",
             encoders=("all-MiniLM-L12-v2", "all-mpnet-base-v2"),
             training=TrainingSettings(num_epochs=10, batch_size=128, learning_rate=5e-5, eval_every=80),
+            writing=QueryWriting(
+                checkpoint="t5-base",
+                training=GeneratorSettings(num_epochs=3, learning_rate=1e-4, eval_every=200),
+                num_queries=(1, 5, 10),
+            ),
         ),
     )
 }
