@@ -82,7 +82,7 @@ def test_a_generator_learns_from_all_sets_there_are_but_no_evaluation_query(spac
         "".join([*lines, "Do masks  help\tYes.\n", "what do masks filter\tAir.\n"])
     )
     monkeypatch.setenv("DPR_DATA_DIR", str(tmp_path / "data"))
-    learn, select, missing = generator_data(space, ["pairs", "others"], held_out=100)
+    learn, select, missing = generator_data(space, ["pairs", "others"], most_queries=100, held_out=100)
     assert missing == ["others"]
     assert learn.name == "tiny/train+pairs"
     asked = {e.query for part in (learn, select) for e in part.examples}
@@ -92,6 +92,11 @@ def test_a_generator_learns_from_all_sets_there_are_but_no_evaluation_query(spac
     }
     assert not {e.query for e in learn.examples} & {e.query for e in select.examples}
     assert len(select.examples) == 3  # a fifth of 15
+    learn, select, _ = generator_data(space, ["pairs"], most_queries=7, held_out=2)
+    fewer = {e.query for part in (learn, select) for e in part.examples}
+    assert len(fewer & {f"question {n}" for n in range(12)}) >= 5  # 7 of the pairs, two may be left out
+    assert fewer >= {space.collection().all_queries[q] for q in ("t1", "t2", "t4")}
+    assert len(fewer) <= 3 + 7
 
 
 def test_two_collections_that_name_each_other_share_the_data_without_eithers_queries(
@@ -111,7 +116,7 @@ def test_two_collections_that_name_each_other_share_the_data_without_eithers_que
     monkeypatch.setenv("DPR_DATA_DIR", str(tmp_path / "data"))
     sets = ["tiny/train", "other/train"]
     made = [
-        generator_data(Workspace(Profile(name, name), tmp_path / "out"), sets, held_out=1)
+        generator_data(Workspace(Profile(name, name), tmp_path / "out"), sets, most_queries=1, held_out=1)
         for name in ("tiny", "other")
     ]
     (learn, select, _), (again, select_again, _) = made
@@ -127,7 +132,7 @@ def writer(space, plain_folder):
     """Makes the writer, or one with other settings."""
     lengths = {"passage_max_length": 12, "query_max_length": 6}
     start = QueryGenerator.warm_started(plain_folder, 1, seed=0, device="cpu", **lengths)
-    learn, select, _ = generator_data(space, [], held_out=1)
+    learn, select, _ = generator_data(space, [], most_queries=1, held_out=1)
 
     def make(settings=SHORT, tag="tiny-writer", callbacks=()):
         return Writer(space, tag, start, learn, settings, select, callbacks)

@@ -186,6 +186,13 @@ def test_the_pool_holds_what_is_relevant_and_what_bm25_finds_first(space):
     assert pool.fingerprint == validation_pool(space, dev).fingerprint
 
 
+def test_profiles_with_pools_of_other_sizes_share_one_of_a_given_size(space):
+    _, dev = space.training_data()
+    other = Workspace(replace(space.profile, pool_size=space.profile.pool_size + 1), space.root)
+    assert validation_pool(space, dev).fingerprint != validation_pool(other, dev).fingerprint
+    assert validation_pool(space, dev, 5).fingerprint == validation_pool(other, dev, 5).fingerprint
+
+
 def test_live_curves_are_one_figure_drawn_again():
     source = """
 from types import SimpleNamespace

@@ -7,10 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dpr.collator import TrainingSequence
+from dpr.collator import Record, TrainingSequence
 from dpr.decoding import Decoding
 from dpr.generator import QueryGenerator
-from dpr.generator_training import IGNORED, GeneratorCollator, GeneratorTrainer, train_generator
+from dpr.generator_training import (
+    IGNORED,
+    GeneratorCollator,
+    GeneratorTrainer,
+    read_passages,
+    train_generator,
+)
 from dpr.text_scores import score_texts
 from dpr.training_data import Example, TrainingData
 from dpr.training_settings import GeneratorSettings
@@ -43,15 +49,33 @@ def test_labels_end_with_the_end_and_padding_is_ignored(generator):
     records = [sequence[i] for i in range(4)]
     batch = GeneratorCollator(generator, DATA)(records)
     tokenizer, end = generator.tokenizer, generator.tokenizer.sep_token_id
-    for record, labels, before, ids in zip(
-        records, batch["labels"], batch["decoder_input_ids"], batch["input_ids"], strict=True
+    for record, labels, before, row in zip(
+        records, batch["labels"], batch["decoder_input_ids"], batch["rows"], strict=True
     ):
+        ids = batch["input_ids"][row]
         own = [*tokenizer(record.example.query, add_special_tokens=False)["input_ids"][:5], end]
         assert labels.tolist() == own + [IGNORED] * (len(labels) - len(own))
         assert before.tolist()[: len(own)] == [tokenizer.cls_token_id, *own[:-1]]
         assert set(before.tolist()[len(own) :]) <= {end, tokenizer.pad_token_id}
         passage = tokenizer(DATA.passages[record.positive], truncation=True, max_length=12)["input_ids"]
         assert ids.tolist()[: len(passage)] == passage
+
+
+def test_a_passage_is_read_once_for_all_of_its_queries(generator):
+    collator = GeneratorCollator(generator, DATA)
+    records = [Record(e, next(iter(e.positives)), ()) for e in DATA.examples]
+    together = collator(records)
+    assert len(together["input_ids"]) == len(records) - 1  # the first and the last share one
+    assert together["rows"].tolist() == [0, 1, 2, 3, 4, 0]
+    generator.model.eval()
+    with torch.inference_mode():
+        logits = generator.model(**read_passages(generator.model, together)).logits
+        for record, row, labels in zip(records, logits, together["labels"], strict=True):
+            alone = collator([record])
+            fields = {name: alone[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}
+            expected = generator.model(**fields).logits[0]
+            assert torch.allclose(row[: len(expected)], expected, atol=1e-5)
+            assert len(expected) == (labels != IGNORED).sum()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3])

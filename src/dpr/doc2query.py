@@ -27,7 +27,7 @@ from dpr.workspace import Workspace
 
 
 def generator_data(
-    space: Workspace, sets: Sequence[str], held_out: int
+    space: Workspace, sets: Sequence[str], most_queries: int, held_out: int
 ) -> tuple[TrainingData, TrainingData, list[str]]:
     """Queries with the passages that answer them, to learn from and to select by.
 
@@ -38,6 +38,7 @@ def generator_data(
         space: Its training set comes first, unless it is among `sets`.
         sets: Names of sets of pairs or triples, or `<collection>/train`; those that the data folder lacks
             are left out.
+        most_queries: Of each set of pairs or triples in `sets` at most so many queries, at random.
         held_out: Queries to select by, taken from all sets at random; at most a fifth.
 
     Returns:
@@ -48,16 +49,21 @@ def generator_data(
     names = list(sets) if own.name in sets else [own.name, *sets]
     there = [name for name in names if name == own.name or find_data(name.removesuffix("/train"))]
     evaluated = [space.collection(split) for split in space.splits() if split != "train"]
-    parts = []
+    seed, parts = space.profile.seeds[0], []
     for name in there:
-        if name.endswith("/train") and name != own.name:
+        if name == own.name:
+            part = own
+        elif name.endswith("/train"):
             whole = load_collection(name.removesuffix("/train"), "train")
             evaluated += [whole.with_split(split) for split in whole.all_qrels if split != "train"]
-            parts.append(from_collection(whole))
+            part = from_collection(whole)
         else:
-            parts.append(own if name == own.name else load_training_data(name))
+            part = load_training_data(name)
+            if len(part.examples) > most_queries:
+                _, part = part.split(most_queries / len(part.examples), seed)
+        parts.append(part)
     data = merge("+".join(there), *(part.without_queries(*evaluated) for part in parts))
-    learn, select = data.split(min(0.2, held_out / len(data.examples)), space.profile.seeds[0])
+    learn, select = data.split(min(0.2, held_out / len(data.examples)), seed)
     return learn, select, [name for name in names if name not in there]
 
 

@@ -67,17 +67,18 @@ def bm25_negatives(
     return mined, passages
 
 
-def validation_pool(space: Workspace, validation: Collection) -> Collection:
-    """A small collection to select by, of the profile's size: relevant, hard and random passages.
+def validation_pool(space: Workspace, validation: Collection, size: int | None = None) -> Collection:
+    """A small collection to select by: relevant, hard and random passages.
 
     Args:
         space: Its profile says how many queries and passages.
         validation: The queries to select by, with all passages.
+        size: Passages in the place of the profile's number: profiles that share a model need the same.
 
     Returns:
         The queries with all that is relevant to them, BM25's first hits, and others at random.
     """
-    size, num_queries = space.profile.pool_size, space.profile.pool_queries
+    size, num_queries = size or space.profile.pool_size, space.profile.pool_queries
     bm25 = BM25.build(validation, space.index_folder(validation))
     hits = bm25.search(validation.sample(1, num_queries).queries, POOL_DEPTH)
     return validation.sample(size, num_queries, keep={doc_id for found in hits.values() for doc_id in found})

@@ -1,7 +1,7 @@
 """Training a query generator: from a passage to the queries it answers, selected by BLEU or ROUGE."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import TrainerCallback
+from transformers.modeling_outputs import BaseModelOutput
 
 from dpr.collator import Record, TrainingSequence
 from dpr.decoding import Decoding
@@ -51,14 +52,33 @@ class GeneratorCollator:
         """Put B records into a batch.
 
         Returns:
-            `input_ids` and `attention_mask` [B, T] of the passages, `labels` [B, L] with −100 at padding, and
-            `decoder_input_ids` [B, L], what stands before each label.
+            `input_ids` and `attention_mask` [P, T] of the passages, each once; `rows` [B], the passage of
+            each record; `labels` [B, L] with −100 at padding, and `decoder_input_ids` [B, L], what stands
+            before each label.
         """
+        place = {doc_id: row for row, doc_id in enumerate(dict.fromkeys(r.positive for r in records))}
         labels = [torch.from_numpy(self.labels[record.example.query_id]) for record in records]
         padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)
         before = self.generator.model.prepare_decoder_input_ids_from_labels(padded)
-        passages = self.generator.pad([self.passages[record.positive] for record in records])
-        return {**passages, "labels": padded, "decoder_input_ids": before}
+        passages = self.generator.pad([self.passages[doc_id] for doc_id in place])
+        rows = torch.tensor([place[record.positive] for record in records])
+        return {**passages, "rows": rows, "labels": padded, "decoder_input_ids": before}
+
+
+def read_passages(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What a model is given for a collator's batch: each passage read once for all of its queries.
+
+    Args:
+        model: The generator's.
+        batch: As `GeneratorCollator` makes it.
+
+    Returns:
+        `encoder_outputs` with `last_hidden_state` [B, T, D], `attention_mask` [B, T], and the rest of `batch`.
+    """
+    mask, rows = batch["attention_mask"], batch["rows"]
+    hidden = model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+    rest = {name: batch[name] for name in ("labels", "decoder_input_ids")}
+    return {"encoder_outputs": BaseModelOutput(hidden[rows]), "attention_mask": mask[rows], **rest}
 
 
 class GeneratorTrainer(RunTrainer):
@@ -69,8 +89,8 @@ class GeneratorTrainer(RunTrainer):
         data: What to learn from.
         folder: Where checkpoints go; None for none.
         settings: How.
-        validation: Examples to select by: the passages they name as positives are written queries for, and
-            these are compared with theirs.
+        validation: Examples to select by: the first positive of each is written a query for, which is
+            compared with all held-out queries of that passage.
     """
 
     def __init__(
@@ -113,25 +133,27 @@ class GeneratorTrainer(RunTrainer):
             self.tally["batches"] += 1
             self.tally["tokens"] = self.tally["tokens"] + inputs["attention_mask"].sum()
             self.tally["tokens"] += (inputs["labels"] != IGNORED).sum()
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        return super().compute_loss(model, read_passages(self.model, inputs), *args, **kwargs)
 
     def validate(self) -> dict[str, float]:
-        """BLEU and ROUGE of greedy queries for all held-out passages, and the loss a token."""
+        """BLEU and ROUGE of a greedy query for each held-out query's first passage, and the loss a token."""
+        examples = self.validation.examples
+        read = {next(iter(example.positives)) for example in examples}
         references: dict[str, list[str]] = {}
-        for example in self.validation.examples:
-            for doc_id in example.positives:
+        for example in examples:
+            for doc_id in read.intersection(example.positives):
                 references.setdefault(doc_id, []).append(example.query)
         greedy = Decoding("greedy", max_length=self.generator.config.query_max_length)
         passages = [self.validation.passages[doc_id] for doc_id in references]
         [(written, _)] = self.generator.generate_blocks([passages], greedy, [0])
         found = score_texts([queries[0] for queries in written], list(references.values()))
-        records = [Record(e, next(iter(e.positives)), ()) for e in self.validation.examples]
+        records = [Record(e, next(iter(e.positives)), ()) for e in examples]
         total = count = 0.0
         for at in range(0, len(records), self.settings.batch_size):
             batch = self._prepare_inputs(self._held_out(records[at : at + self.settings.batch_size]))
             with self.compute_loss_context_manager():
                 tokens = float((batch["labels"] != IGNORED).sum())
-                total += float(self.model(**batch).loss) * tokens
+                total += float(self.model(**read_passages(self.model, batch)).loss) * tokens
             count += tokens
         return found | {"loss": total / count}
 

@@ -13,7 +13,8 @@ class QueryWriting:
         checkpoint: The T5-like checkpoint that is trained; None: two stand-ins that need no download, the
             better of which is used.
         sets: Questions with answers to learn from, beside the profile's training set.
-        held_out: Of all their queries, so many to select by.
+        most_queries: Of each set of pairs or triples among those at most so many queries, at random.
+        held_out: Of all queries, so many to select by.
         training: How, apart from the seed.
         passage_max_length: Tokens a passage is cut at.
         query_max_length: Tokens a query is cut at, and ended at when written.
@@ -27,6 +28,7 @@ class QueryWriting:
 
     checkpoint: str | None = None
     sets: tuple[str, ...] = ()
+    most_queries: int = 4000
     held_out: int = 500
     training: GeneratorSettings = field(default_factory=GeneratorSettings)
     passage_max_length: int = 200
@@ -114,12 +116,15 @@ SMALL_WRITING = QueryWriting(
     sets=("scifact/train", "nfcorpus/train", "medquad-pairs", "squad-triples"),
     training=GeneratorSettings(
         num_epochs=1,
-        learning_rate=2e-4,
+        batch_size=48,
+        queries_per_passage=6,
+        learning_rate=3e-4,
         eval_every=200,
         log_every=20,
         dropout=0.0,
         precision="bfloat16",
     ),
+    passage_max_length=128,
 )
 
 PROFILES = {
