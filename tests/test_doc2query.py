@@ -36,7 +36,8 @@ def space(tmp_path, tiny_beir_folder):
 def test_an_expanded_collection_is_tuned_on_dev_and_searched_for_the_test_queries(space):
     collection = space.collection()
     expanded = expand(collection, QUERIES)
-    found = search_expanded(space, collection, expanded, "bm25-d2q", notebook="06_doc2query", **GRID)
+    how = {"notebook": "06_doc2query", "written_by": "a small model"}
+    found = search_expanded(space, collection, expanded, "bm25-d2q", **how, **GRID)
     bm25 = BM25.build(expanded, space.index_folder(expanded))
     tuning = bm25.tune(expanded.with_split("dev"), **GRID)
     assert found.tuning.grid == tuning.grid
@@ -47,6 +48,7 @@ def test_an_expanded_collection_is_tuned_on_dev_and_searched_for_the_test_querie
     assert kept.metadata["fingerprints"]["passages"] == collection.fingerprint
     config = kept.metadata["config"]
     assert config["expanded"] == expanded.expanded
+    assert config["written_by"] == "a small model"
     assert (config["k1"], config["b"], config["tuned_on"]) == (tuning.k1, tuning.b, "2 dev queries")
     assert kept.metadata["ablation"]
 

@@ -80,7 +80,7 @@ def test_the_table_has_the_means_of_the_files_best_first(scifact):
 def test_a_system_with_several_seeds_shows_their_mean_and_range(scifact, tiny_collection):
     collection = replace(tiny_collection, name="scifact")
     better = {"q1": {"d1": 2.0, "d3": 1.0}, "q2": {"d2": 1.0}}
-    trained = {"trained_on": "5 queries of scifact/train"}
+    trained = {"trained_on": "5 queries of scifact/train", "written_by": "a small model"}
     seeds = [
         save(scifact, f"tuned-s{seed}", run, collection, seed=seed, ablation=True, config=trained)
         for seed, run in enumerate((better, RUNS["bm25"]))
@@ -91,6 +91,7 @@ def test_a_system_with_several_seeds_shows_their_mean_and_range(scifact, tiny_co
     assert f"| tuned | {mean:.4f} ({lowest:.4f}–1.0000) | 0.8750 | 1.0000 | – " in table
     assert "In parentheses the lowest and highest of several training seeds" in caption
     assert "`tuned` was fine-tuned on 5 queries of scifact/train." in caption
+    assert "The queries of `tuned` were written by a small model." in caption
     assert "tuned-s0" not in table
 
 

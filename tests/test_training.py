@@ -41,8 +41,6 @@ MEASURED = ("step_s", "tokens_per_s", "memory_bytes", "eval_s")  # of the machin
 LOGGED = ("loss", "in_batch_accuracy", "chance_loss", "grad_norm")
 RUN_FILES = ["history.csv", "history.jsonl", "model", "run.json", "tensorboard"]
 
-LEFT_OVER = pytest.mark.xfail(strict=True, reason="what a kill leaves of these names is left there")
-
 # Trains as each line of its input tells it, in a child of its own, and answers how that ended.
 SERVER = """
 import gc, json, os, signal, sys, time
@@ -694,9 +692,9 @@ def test_killed_while_it_writes_its_description_it_begins_again(in_a_child, whol
     [
         "checkpoints/checkpoint-6/model.safetensors",
         ".model.1234/README.md",
-        pytest.param("..model.1234.5678/config.json", marks=LEFT_OVER),
-        pytest.param(".history.csv.1234.csv", marks=LEFT_OVER),
-        pytest.param(".history.jsonl.1234.jsonl", marks=LEFT_OVER),
+        "..model.1234.5678/config.json",
+        ".history.csv.1234.csv",
+        ".history.jsonl.1234.jsonl",
     ],
 )
 def test_what_a_kill_leaves_half_written_is_removed(in_a_child, whole_child, tmp_path, left):

@@ -205,6 +205,7 @@ def search_expanded(
     k1_grid: Sequence[float],
     b_grid: Sequence[float],
     ablation: bool = True,
+    written_by: str | None = None,
 ) -> Expanded:
     """Index expanded passages, tune k1 and b on dev, search the test queries, and keep the result.
 
@@ -220,6 +221,7 @@ def search_expanded(
         k1_grid: Values of k1 to try.
         b_grid: Values of b to try.
         ablation: Left out of the results table.
+        written_by: What wrote the queries, in words, for the results table.
 
     Raises:
         ValueError: `expanded` has other documents.
@@ -234,6 +236,8 @@ def search_expanded(
     start = time.perf_counter()
     run = Run(bm25.search(collection.queries, space.profile.depth, k1, b), tag)
     config = {"k1": k1, "b": b, "expanded": expanded.expanded and dict(expanded.expanded)}
+    if written_by:
+        config["written_by"] = written_by
     if tuning:
         config["tuned_on"] = f"{tuning.num_queries} {tuning.split} queries"
     result = save_result(

@@ -17,6 +17,11 @@ BASELINE = "bm25"
 COLUMNS = ("nDCG@10", "RR@10", "R@100")
 FIGURE = "runs/results.png"
 BROAD_TRAINING = "all-"  # names of encoders trained on a billion pairs
+SAID = {  # field of a result's settings → what the caption says
+    "tuned_on": "`{}` was tuned on {}.",
+    "trained_on": "`{}` was fine-tuned on {}.",
+    "written_by": "The queries of `{}` were written by {}.",
+}
 NOTES = {True: "¹", False: ""}
 
 
@@ -82,10 +87,9 @@ def _caption(results: dict[str, Result]) -> str:
         caption += (
             " In parentheses the lowest and highest of several training seeds, of which the mean is shown."
         )
-    tuned = {s: r.metadata["config"].get("tuned_on") for s, r in results.items()}
-    caption += "".join(f" `{s}` was tuned on {what}." for s, what in tuned.items() if what)
-    trained = {s: r.metadata["config"].get("trained_on") for s, r in results.items()}
-    caption += "".join(f" `{s}` was fine-tuned on {what}." for s, what in trained.items() if what)
+    for field, sentence in SAID.items():
+        told = {system: result.metadata["config"].get(field) for system, result in results.items()}
+        caption += "".join(f" {sentence.format(system, what)}" for system, what in told.items() if what)
     return caption
 
 

@@ -83,8 +83,9 @@ def finish_run(
     _claim(folder, run)
     if not (folder / MODEL).is_dir():
         _train(folder, make_trainer(folder / CHECKPOINTS), save, markers, kind, callbacks)
-    for left in (folder / CHECKPOINTS, *folder.glob(f".{MODEL}.*")):  # by a kill at the very end
-        shutil.rmtree(left, ignore_errors=True)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for left in folder.glob(".*"):  # half written, by a kill
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     lines = (folder / HISTORY).read_text(encoding="utf-8").splitlines()
     finished = json.loads((folder / MODEL / FINISHED).read_text(encoding="utf-8"))
     return [json.loads(line) for line in lines], finished
