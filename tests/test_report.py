@@ -275,6 +275,7 @@ def test_the_readmes_code_runs_and_its_number_is_the_runs(tmp_path, monkeypatch,
         ('load_training_data("scifact/train")', 'load_training_data("docstrings/train").split(0.03, 0)[1]'),
         ("num_passages=1000, num_queries=100", "num_passages=20, num_queries=4"),
         ("num_steps=240, eval_every=60", "num_steps=2, batch_size=4, eval_every=2, log_every=2"),
+        ("num_queries=5", "num_queries=1, max_length=4"),
     ):
         assert said_there in code
         small = small.replace(said_there, quick)
