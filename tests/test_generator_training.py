@@ -110,6 +110,12 @@ def test_training_learns_and_keeps_the_caller_as_it_was(generator, tmp_path):
     assert again.fingerprint == trained.generator.fingerprint
     assert "A query generator fine-tuned from" in (tmp_path / "run" / "model" / "README.md").read_text()
     assert all(line["tokens_per_s"] > 0 for line in trained.history)
+    assert trained.generator.precision == "float32"
+
+
+def test_what_was_trained_in_half_precision_writes_in_it(generator, tmp_path):
+    settings = replace(SHORT, num_steps=1, precision="bfloat16")
+    assert train_generator(generator, DATA, tmp_path / "run", settings).generator.precision == "bfloat16"
 
 
 def test_the_checkpoint_taken_is_the_one_that_scores_best(generator, tmp_path):

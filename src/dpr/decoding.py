@@ -69,9 +69,9 @@ def sampling(decoding: Decoding, seed: list[int], device: torch.device) -> list[
         device: Of the logits.
     """
     steps: list[LogitsProcessor] = [TemperatureLogitsWarper(float(decoding.temperature))]
-    if decoding.top_k:
-        steps.append(TopKLogitsWarper(decoding.top_k))
     if decoding.top_p < 1:
+        if decoding.top_k:  # without `top_p` the noise sees to it
+            steps.append(TopKLogitsWarper(decoding.top_k))
         steps.append(TopPLogitsWarper(decoding.top_p))
     return [*steps, _GumbelNoise(decoding.top_k, seed, device)]
 

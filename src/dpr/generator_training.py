@@ -163,7 +163,8 @@ class TrainedGenerator:
     """A finished run.
 
     Attributes:
-        generator: The best checkpoint by the validation metric; the last weights without validation.
+        generator: The best checkpoint by the validation metric; the last weights without validation. It
+            writes in the precision of its training.
         history: What was logged, a mapping a line, in order; evaluations have `eval_…` fields.
         best_step: The step `generator` is of.
         folder: Where all of it lies.
@@ -226,8 +227,8 @@ def train_generator(
         kind,
         callbacks,
     )
-    device = str(generator.model.device)
-    best = QueryGenerator.from_pretrained(folder / MODEL, device=device, precision=generator.precision)
+    device, precision = str(generator.model.device), settings.precision or generator.precision
+    best = QueryGenerator.from_pretrained(folder / MODEL, device=device, precision=precision)
     best.name = folder.name
     return TrainedGenerator(best, history, finished["best_step"], folder)
 
