@@ -73,7 +73,7 @@ def read_passages(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> 
         batch: As `GeneratorCollator` makes it.
 
     Returns:
-        `encoder_outputs` with `last_hidden_state` [B, T, D], `attention_mask` [B, T], and the rest of `batch`.
+        `encoder_outputs` with `last_hidden_state` [B, T, D], `attention_mask` [B, T], and the labels.
     """
     mask, rows = batch["attention_mask"], batch["rows"]
     hidden = model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
