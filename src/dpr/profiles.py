@@ -125,7 +125,6 @@ SMALL_WRITING = QueryWriting(
         precision="bfloat16",
     ),
     passage_max_length=128,
-    num_queries=(1, 5, 10),
 )
 
 PROFILES = {

@@ -1,6 +1,8 @@
 """transformers' Trainer with our batches, our loss and selection by retrieval."""
 
+import ctypes
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from dpr.training_sources import from_collection
 from dpr.two_encoders import TwoEncoders
 
 CPU_PASS_TOKENS = 2_048
+M_MMAP_THRESHOLD, LARGE_BYTES = -3, 2**20  # glibc's mallopt: blocks from this size on are maps of their own
 
 
 class Pair(torch.nn.Module):
@@ -92,6 +95,9 @@ class BiEncoderTrainer(RunTrainer):
         steps = settings.num_steps or max(1, round(settings.num_epochs * steps_per_epoch))
         sequence = TrainingSequence(data, settings.batch_size, steps * settings.accumulation, *how)
         pair = Pair(encoder, settings.gradient_caching)
+        if settings.gradient_caching and on_cpu and sys.platform == "linux":
+            # Else what little each pass keeps pins the heap around it: 6.1 GiB in place of 1.4 at batch 512
+            getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)(M_MMAP_THRESHOLD, LARGE_BYTES)
         if settings.dropout is not None:
             for module in pair.modules():
                 if isinstance(module, torch.nn.Dropout):
