@@ -10,13 +10,8 @@ import torch
 from dpr.collator import Record, TrainingSequence
 from dpr.decoding import Decoding
 from dpr.generator import QueryGenerator
-from dpr.generator_training import (
-    IGNORED,
-    GeneratorCollator,
-    GeneratorTrainer,
-    read_passages,
-    train_generator,
-)
+from dpr.generator_collator import IGNORED, GeneratorCollator, read_passages
+from dpr.generator_training import GeneratorTrainer, train_generator
 from dpr.text_scores import score_texts
 from dpr.training_data import Example, TrainingData
 from dpr.training_settings import GeneratorSettings

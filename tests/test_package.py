@@ -41,6 +41,7 @@ LAYERS = (  # from the top; a module imports from its own layer and those below
     {
         "collator",
         "losses",
+        "generator_collator",
         "generator",
         "decoding",
         "learnt_tokenizer",
