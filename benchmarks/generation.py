@@ -54,7 +54,7 @@ def main() -> None:
     given = parser.parse_args()
     passages = load_collection("nfcorpus").passages
     texts = [passage.contents for passage in passages[:: max(1, len(passages) // given.passages)]]
-    generator = QueryGenerator.warm_started("all-MiniLM-L6-v2", num_decoder_layers=2, seed=0, **LENGTHS)
+    generator = QueryGenerator.warm_started("all-MiniLM-L6-v2", num_decoder_layers=2, **LENGTHS)
     generator.model.eval()
     greedy = Decoding("greedy", max_length=LENGTHS["query_max_length"])
     runs = {

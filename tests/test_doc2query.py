@@ -8,13 +8,17 @@ import pytest
 
 from dpr.bm25 import BM25, K1, B
 from dpr.decoding import Decoding
-from dpr.doc2query import Writer, generator_data, search_expanded
+from dpr.doc2query import search_expanded
+from dpr.evaluation import evaluate
 from dpr.expansion import expand
 from dpr.generator import QueryGenerator
+from dpr.generator_data import generator_data, half_of, learn_apart
 from dpr.profiles import Profile
 from dpr.results import load_result
+from dpr.training_data import Example, TrainingData, as_collection
 from dpr.training_settings import GeneratorSettings
 from dpr.workspace import Workspace
+from dpr.writer import Writer, write_apart
 
 QUERIES = {"d4": ["zinc and vaccines"], "d5": ["where does sunlight come from"]}
 SHORT = GeneratorSettings(num_steps=2, batch_size=2, learning_rate=1e-2, eval_every=1, log_every=1)
@@ -41,7 +45,9 @@ def test_an_expanded_collection_is_tuned_on_dev_and_searched_for_the_test_querie
     bm25 = BM25.build(expanded, space.index_folder(expanded))
     tuning = bm25.tune(expanded.with_split("dev"), **GRID)
     assert found.tuning.grid == tuning.grid
-    assert found.dev_value == max(tuning.grid.values())
+    on_dev = bm25.search(expanded.with_split("dev").queries, 6, tuning.k1, tuning.b)
+    assert found.dev == evaluate(expanded.all_qrels["dev"], on_dev).means
+    assert found.dev["nDCG@10"] == pytest.approx(max(tuning.grid.values()))
     assert found.run == bm25.search(collection.queries, 6, tuning.k1, tuning.b)
     assert found.index_bytes == bm25.num_bytes
     kept = load_result(space.runs, "bm25-d2q")
@@ -64,7 +70,7 @@ def test_without_dev_queries_the_defaults_stand(space):
     alone = replace(collection, all_qrels={"test": collection.qrels})
     found = search_expanded(space, alone, expand(alone, QUERIES), "d2q", notebook="06_doc2query", **GRID)
     assert found.tuning is None
-    assert found.dev_value == 0
+    assert found.dev == {}
     assert (found.result.metadata["config"]["k1"], found.result.metadata["config"]["b"]) == (K1, B)
     assert "tuned_on" not in found.result.metadata["config"]
 
@@ -129,11 +135,65 @@ def test_two_collections_that_name_each_other_share_the_data_without_eithers_que
     assert not used & {text.lower() for text in asked}
 
 
+def pool(passages):
+    """Those passages, each asked for by two queries, as training data and as a collection."""
+    examples = [
+        Example(f"q{n}-{way}", f"{way} {text}", {f"d{n}": 1, f"d{(n + 1) % len(passages)}": 1})
+        for n, text in enumerate(passages)
+        for way in ("what about", "tell me of")
+    ]
+    data = TrainingData("made", examples, {f"d{n}": text for n, text in enumerate(passages)})
+    return data, as_collection(data)
+
+
+TEXTS = [f"text number {n} says this and that" for n in range(12)]
+
+
+def test_what_is_learnt_and_what_is_selected_by_are_of_different_halves():
+    data, collection = pool(TEXTS)
+    learn, select = data.split(0.3, 0)
+    pairs = learn_apart(collection, learn, select)
+    assert {half_of(text) for text in TEXTS} == {0, 1}
+    assert half_of(f" {TEXTS[0].upper()} ") == half_of(TEXTS[0])
+    for half, (learnt, selected) in enumerate(pairs):
+        assert {half_of(text) for text in learnt.passages.values()} == {1 - half}
+        assert {half_of(text) for text in selected.passages.values()} == {half}
+    for whole, parts in ((learn, [p[0] for p in pairs]), (select, [p[1] for p in pairs])):
+        found = [(e.query_id, d) for part in parts for e in part.examples for d in e.positives]
+        assert sorted(found) == sorted((e.query_id, d) for e in whole.examples for d in e.positives)
+
+
+def test_without_a_passage_in_common_all_is_learnt_from():
+    data, _ = pool(TEXTS)
+    learn, select = data.split(0.3, 0)
+    _, elsewhere = pool(["another text altogether"])
+    assert learn_apart(elsewhere, learn, select) == [(learn, select)]
+
+
+def test_each_passage_is_written_for_by_the_writer_that_has_not_seen_it(space, plain_folder):
+    data, collection = pool(TEXTS)
+    pairs = learn_apart(collection, *data.split(0.3, 0))
+    start = QueryGenerator.warm_started(
+        plain_folder, 1, device="cpu", passage_max_length=12, query_max_length=6
+    )
+    writers = [
+        Writer(space, f"w-{half}", start, learn, SHORT, select) for half, (learn, select) in enumerate(pairs)
+    ]
+    found = write_apart(writers, "sampled", collection, SAMPLED)
+    assert list(found.queries) == collection.doc_ids
+    for half, writer in enumerate(writers):
+        own = [p for p in collection.passages if half_of(p.contents) == half]
+        alone = writer.write("again", replace(collection, passages=own), SAMPLED)
+        assert {d: found.queries[d] for d in alone.queries} == alone.queries
+    assert found.passages_per_s > 0
+    assert write_apart(writers[:1], "whole", collection, SAMPLED).queries.keys() == found.queries.keys()
+
+
 @pytest.fixture
 def writer(space, plain_folder):
     """Makes the writer, or one with other settings."""
     lengths = {"passage_max_length": 12, "query_max_length": 6}
-    start = QueryGenerator.warm_started(plain_folder, 1, seed=0, device="cpu", **lengths)
+    start = QueryGenerator.warm_started(plain_folder, 1, device="cpu", **lengths)
     learn, select, _ = generator_data(space, [], most_queries=1, held_out=1)
 
     def make(settings=SHORT, tag="tiny-writer", callbacks=()):
@@ -160,7 +220,7 @@ def test_a_writer_and_its_queries_are_made_once_and_read_without_the_model(space
     assert first.best["step"] == first.finished["best_step"]
     shutil.rmtree(space.models)
     shutil.rmtree(space.root / "build" / "queries")
-    monkeypatch.setattr("dpr.doc2query.train_generator", Refuses())
+    monkeypatch.setattr("dpr.writer.train_generator", Refuses())
     again = writer()
     assert (again.history, again.finished) == (first.history, first.finished)
     assert again.minutes == first.minutes > 0

@@ -48,7 +48,7 @@ def folder(plain_folder, tmp_path_factory):
     """A tiny generator on disk."""
     path = tmp_path_factory.mktemp("generator") / "tiny"
     QueryGenerator.warm_started(
-        plain_folder, 1, seed=0, device="cpu", passage_max_length=10, query_max_length=6
+        plain_folder, 1, device="cpu", passage_max_length=10, query_max_length=6
     ).save(path)
     return path
 
@@ -145,7 +145,7 @@ def test_a_folder_of_other_queries_is_refused_and_left_alone(generator, tmp_path
 def test_another_generator_is_refused(generator, plain_folder, tmp_path):
     generate_queries(tmp_path, generator, made(9), DECODING)
     other = QueryGenerator.warm_started(
-        plain_folder, 1, seed=1, device="cpu", passage_max_length=10, query_max_length=6
+        plain_folder, 2, device="cpu", passage_max_length=10, query_max_length=6
     )
     with pytest.raises(ValueError, match="generator is"):
         generate_queries(tmp_path, other, made(9), DECODING)

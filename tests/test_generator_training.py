@@ -10,7 +10,7 @@ import torch
 from dpr.collator import Record, TrainingSequence
 from dpr.decoding import Decoding
 from dpr.generator import QueryGenerator
-from dpr.generator_collator import IGNORED, GeneratorCollator, read_passages
+from dpr.generator_collator import IGNORED, GeneratorCollator, read_passages, token_loss
 from dpr.generator_training import GeneratorTrainer, train_generator
 from dpr.text_scores import score_texts
 from dpr.training_data import Example, TrainingData
@@ -23,7 +23,7 @@ SHORT = GeneratorSettings(num_steps=6, batch_size=4, learning_rate=3e-3, log_eve
 @pytest.fixture(scope="module")
 def generator(plain_folder):
     return QueryGenerator.warm_started(
-        plain_folder, 1, seed=0, device="cpu", passage_max_length=12, query_max_length=6
+        plain_folder, 1, device="cpu", passage_max_length=12, query_max_length=6
     )
 
 
@@ -93,6 +93,33 @@ def test_the_first_loss_is_the_smoothed_cross_entropy_of_the_real_tokens(generat
     assert trained.history[0]["loss"] == pytest.approx(total / count, rel=1e-4)
 
 
+def test_batches_of_one_step_weigh_each_token_alike(generator, tmp_path):
+    """Two batches of two are one of four, though their queries differ in length."""
+    one = train_generator(generator, DATA, tmp_path / "one", replace(SHORT, num_steps=1))
+    settings = replace(SHORT, num_steps=1, batch_size=2, accumulation=2)
+    two = train_generator(generator, DATA, tmp_path / "two", settings)
+    for field in ("loss", "grad_norm"):
+        assert two.history[0][field] == pytest.approx(one.history[0][field], rel=1e-4)
+    sequence = TrainingSequence(DATA, 4, 1, 0, 0)
+    batch = GeneratorCollator(generator, DATA)([sequence[i] for i in range(4)])
+    lengths = (batch["labels"] != IGNORED).sum(dim=1).tolist()
+    assert sum(lengths[:2]) != sum(lengths[2:])
+
+
+def test_an_encoder_that_is_not_trained_is_read_before_training_and_stays(generator, tmp_path):
+    trained = train_generator(generator, DATA, tmp_path / "run", replace(SHORT, train_encoder=False))
+    before, after = generator.model.state_dict(), trained.generator.model.state_dict()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same >= {name for name in before if name.startswith("encoder.")}
+    assert "decoder.bert.encoder.layer.0.crossattention.self.query.weight" not in same
+    records = [Record(e, next(iter(e.positives)), ()) for e in DATA.examples]
+    read, unread = (GeneratorCollator(generator, DATA, how)(records) for how in ("float32", None))
+    assert read["hidden"].shape[:2] == read["input_ids"].shape
+    with torch.inference_mode():
+        losses = [float(token_loss(generator.model, batch)) for batch in (read, unread)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_training_learns_and_keeps_the_caller_as_it_was(generator, tmp_path):
     before = generator.fingerprint
     trained = train_generator(
@@ -127,6 +154,20 @@ def test_the_checkpoint_taken_is_the_one_that_scores_best(generator, tmp_path):
     written = trained.generator.generate([HELD_OUT.passages[d] for d in references], greedy)
     scores = score_texts([queries[0] for queries in written], list(references.values()))
     assert {name: best[f"eval_{name}"] for name in scores} == pytest.approx(scores)
+    model = trained.generator.model.eval()
+    passages = [next(iter(e.positives)) for e in HELD_OUT.examples]
+    losses = []
+    for own in (passages, passages[1:] + passages[:1]):
+        batches = [
+            GeneratorCollator(trained.generator, HELD_OUT)([Record(e, d, ())])
+            for e, d in zip(HELD_OUT.examples, own, strict=True)
+        ]
+        counts = [(batch["labels"] != IGNORED).sum() for batch in batches]
+        with torch.inference_mode():
+            found = [model(**read_passages(model, batch)).loss for batch in batches]
+        losses.append(float(sum(loss * n for loss, n in zip(found, counts, strict=True)) / sum(counts)))
+    assert best["eval_loss"] == pytest.approx(losses[0], rel=1e-5)
+    assert best["eval_passage gain"] == pytest.approx(losses[1] - losses[0], rel=1e-2)
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(generator, tmp_path):

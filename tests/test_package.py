@@ -12,7 +12,7 @@ import pytest
 import dpr
 
 LAYERS = (  # from the top; a module imports from its own layer and those below
-    {"report", "notebooks", "finetuning", "doc2query"},
+    {"report", "notebooks", "finetuning", "doc2query", "writer", "generator_data"},
     {"workspace", "plots", "analysis", "significance", "results", "claims"},
     {
         "sanity",

@@ -1,176 +1,15 @@
-"""doc2query for a notebook: a generator and its queries, made once, and BM25 over expanded passages."""
+"""BM25 over expanded passages, tuned and kept like any other system."""
 
-import hashlib
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
-
-from transformers import TrainerCallback
+from dataclasses import dataclass
 
 from dpr.bm25 import BM25, K1, B, Tuning
 from dpr.collection import Collection
-from dpr.decoding import Decoding
-from dpr.files import write_text
-from dpr.generation import Generated, generate_queries, read_queries, write_queries
-from dpr.generator import QueryGenerator
-from dpr.generator_training import describe_generator_run, train_generator
-from dpr.loading import find_data, load_collection, load_training_data
+from dpr.evaluation import evaluate
 from dpr.results import Result, save_result
-from dpr.run_folder import FINISHED, IDENTITY, MODEL, keep_run, read_kept, training_minutes
-from dpr.training_data import TrainingData, merge
-from dpr.training_settings import GeneratorSettings
-from dpr.training_sources import from_collection
 from dpr.trec import Run
 from dpr.workspace import Workspace
-
-
-def generator_data(
-    space: Workspace, sets: Sequence[str], most_queries: int, held_out: int
-) -> tuple[TrainingData, TrainingData, list[str]]:
-    """Queries with the passages that answer them, to learn from and to select by.
-
-    Two profiles that name the same sets, their own training data among them, get the same data, so one
-    generator serves both.
-
-    Args:
-        space: Its training set comes first, unless it is among `sets`.
-        sets: Names of sets of pairs or triples, or `<collection>/train`; those that the data folder lacks
-            are left out.
-        most_queries: Of each set of pairs or triples in `sets` at most so many queries, at random.
-        held_out: Queries to select by, taken from all sets at random; at most a fifth.
-
-    Returns:
-        What to learn from, what to select by, and the sets left out. No dev or test query of a collection
-        that is named is in either.
-    """
-    own, _ = space.training_data()
-    names = list(sets) if own.name in sets else [own.name, *sets]
-    there = [name for name in names if name == own.name or find_data(name.removesuffix("/train"))]
-    evaluated = [space.collection(split) for split in space.splits() if split != "train"]
-    seed, parts = space.profile.seeds[0], []
-    for name in there:
-        if name == own.name:
-            part = own
-        elif name.endswith("/train"):
-            whole = load_collection(name.removesuffix("/train"), "train")
-            evaluated += [whole.with_split(split) for split in whole.all_qrels if split != "train"]
-            part = from_collection(whole)
-        else:
-            part = load_training_data(name)
-            if len(part.examples) > most_queries:
-                _, part = part.split(most_queries / len(part.examples), seed)
-        parts.append(part)
-    data = merge("+".join(there), *(part.without_queries(*evaluated) for part in parts))
-    learn, select = data.split(min(0.2, held_out / len(data.examples)), seed)
-    return learn, select, [name for name in names if name not in there]
-
-
-class Writer:
-    """A query generator that is trained once, and whose queries are written once and kept in `runs/`.
-
-    The history lies in `runs/<collection>/training/<tag>.json`, queries in `runs/<collection>/queries/`;
-    both are read again as long as settings, data and start are the same, also where the model is not at
-    hand. Where it is needed and not there, it is trained anew.
-
-    Args:
-        space: Where to read and write; the model lies in `models/<data>/<tag>`.
-        tag: The run's name.
-        start: What is trained; it stays as it is.
-        data: What to learn from.
-        settings: How.
-        validation: What to select by.
-        callbacks: More of the Trainer's callbacks.
-
-    Attributes:
-        tag: The run's name.
-        history: What was logged in training, a mapping a line.
-        finished: Settings, fingerprints, steps and machine: `training.json` of the model.
-
-    Raises:
-        ValueError: What `train_generator` refuses.
-    """
-
-    def __init__(
-        self,
-        space: Workspace,
-        tag: str,
-        start: QueryGenerator,
-        data: TrainingData,
-        settings: GeneratorSettings,
-        validation: TrainingData,
-        callbacks: Sequence[TrainerCallback] = (),
-    ):
-        self.tag, self._space = tag, space
-        self._run = start, data, settings, validation, callbacks
-        self._generator: QueryGenerator | None = None
-        path = space.runs / "training" / f"{tag}.json"
-        kept = read_kept(path, describe_generator_run(start, data, settings, validation, [tag]))
-        if kept is None:
-            self._train()
-            keep_run(path, self.finished, self.history)
-        else:
-            self.history: list[dict[str, Any]] = kept.pop("history")
-            self.finished: dict[str, Any] = kept
-
-    def _train(self) -> None:
-        """Train, or read the finished model."""
-        start, data, settings, validation, callbacks = self._run
-        folder = self._space.model_folder(data.name, self.tag)
-        trained = train_generator(
-            start, data, folder, settings, validation=validation, tags=[self.tag], callbacks=callbacks
-        )
-        self._generator, self.history = trained.generator, trained.history
-        self.finished = json.loads((folder / MODEL / FINISHED).read_text(encoding="utf-8"))
-
-    @property
-    def minutes(self) -> float:
-        """What the training took, evaluations included."""
-        return training_minutes(self.history)
-
-    @property
-    def best(self) -> dict[str, float]:
-        """The evaluation of the checkpoint taken: loss, BLEU and ROUGE as `eval_…`."""
-        best_step = self.finished["best_step"]
-        return next(line for line in self.history if "eval_loss" in line and line["step"] == best_step)
-
-    def write(
-        self, name: str, collection: Collection, decoding: Decoding, overflow: str = "truncate"
-    ) -> Generated:
-        """Queries for a collection's passages, sampled by the profile's first seed.
-
-        Args:
-            name: Of the file `<tag>-<name>.jsonl.gz`.
-            collection: N passages.
-            decoding: How.
-            overflow: As `generate_queries` takes it.
-        """
-        made_of = {
-            **{part: self.finished[part] for part in IDENTITY},
-            "collection": collection.fingerprint,
-            "decoding": asdict(decoding),
-            "overflow": overflow,
-            "sampling_seed": self._space.profile.seeds[0],
-        }
-        path = self._space.runs / "queries" / f"{self.tag}-{name}.jsonl.gz"
-        about = path.with_name(f"{self.tag}-{name}.json")
-        if path.is_file() and about.is_file():
-            kept = json.loads(about.read_text(encoding="utf-8"))
-            if kept["made_of"] == made_of:
-                return Generated(read_queries(path), kept["num_skipped"], kept["passages_per_s"])
-        if self._generator is None:
-            self._train()
-        digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
-        folder = self._space.root / "build" / "queries" / digest
-        seed = made_of["sampling_seed"]
-        found = generate_queries(folder, self._generator, collection, decoding, seed=seed, overflow=overflow)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        about.unlink(missing_ok=True)  # never beside queries of another run
-        write_queries(path, found.queries)
-        rest = {"num_skipped": found.num_skipped, "passages_per_s": found.passages_per_s}
-        write_text(about, json.dumps({"made_of": made_of, **rest}, indent=1) + "\n")
-        return found
 
 
 @dataclass(frozen=True)
@@ -180,19 +19,16 @@ class Expanded:
     Attributes:
         result: On the test queries.
         run: At full depth.
-        tuning: k1 and b tried on dev; None where there is no dev part to these passages.
+        tuning: k1 and b tried on dev by nDCG@10; None where there is no dev part to these passages.
+        dev: Means on the dev queries with those, to choose among variants by; empty without tuning.
         index_bytes: Of the Lucene index.
     """
 
     result: Result
     run: Run
     tuning: Tuning | None
+    dev: dict[str, float]
     index_bytes: int
-
-    @property
-    def dev_value(self) -> float:
-        """The tuned metric on dev, to choose among variants by; 0 where nothing was tuned."""
-        return max(self.tuning.grid.values()) if self.tuning else 0.0
 
 
 def search_expanded(
@@ -229,10 +65,12 @@ def search_expanded(
     if expanded.doc_ids != collection.doc_ids:
         raise ValueError(f"{tag}: the expanded collection has other documents than {collection.name}")
     bm25 = BM25.build(expanded, space.index_folder(expanded))
-    tuning, k1, b = None, K1, B
+    tuning, dev, k1, b = None, {}, K1, B
     if "dev" in expanded.all_qrels:
-        tuning = bm25.tune(expanded.with_split("dev"), k1_grid, b_grid)
+        asked = expanded.with_split("dev")
+        tuning = bm25.tune(asked, k1_grid, b_grid)
         k1, b = tuning.k1, tuning.b
+        dev = evaluate(asked.qrels, bm25.search(asked.queries, space.profile.depth, k1, b)).means
     start = time.perf_counter()
     run = Run(bm25.search(collection.queries, space.profile.depth, k1, b), tag)
     config = {"k1": k1, "b": b, "expanded": expanded.expanded and dict(expanded.expanded)}
@@ -251,4 +89,4 @@ def search_expanded(
         index_bytes=bm25.num_bytes,
         ablation=ablation,
     )
-    return Expanded(result, run, tuning, bm25.num_bytes)
+    return Expanded(result, run, tuning, dev, bm25.num_bytes)

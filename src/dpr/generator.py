@@ -120,18 +120,18 @@ class QueryGenerator:
         cls,
         name_or_folder: str | Path,
         num_decoder_layers: int,
-        seed: int,
         device: str | None = None,
         **settings,
     ) -> "QueryGenerator":
         """An encoder-decoder made of an encoder's weights on both sides, to be trained.
 
-        The attention of the decoder to the passage is new and starts at random.
+        The attention of the decoder to the passage is new. It starts as the mean over the passage's tokens,
+        what a bi-encoder was trained to be searched by, so that the passage counts from the first step;
+        from random weights a decoder learns the queries by heart before it looks at a passage.
 
         Args:
             name_or_folder: An encoder, as `find_checkpoint` takes it.
             num_decoder_layers: The decoder has the encoder's first so many layers.
-            seed: Of what is new.
             device: As in `from_pretrained`.
             **settings: Fields of `GeneratorConfig`.
 
@@ -139,11 +139,10 @@ class QueryGenerator:
         """
         quieten()
         path = find_checkpoint(name_or_folder)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = EncoderDecoderModel.from_encoder_decoder_pretrained(
-                path, path, decoder_num_hidden_layers=num_decoder_layers
-            )
+        model = EncoderDecoderModel.from_encoder_decoder_pretrained(
+            path, path, decoder_num_hidden_layers=num_decoder_layers
+        )
+        _attend_as_mean(model.decoder)
         tokenizer = AutoTokenizer.from_pretrained(path)
         for config in (model.config, model.generation_config):
             config.decoder_start_token_id = tokenizer.cls_token_id
@@ -302,3 +301,17 @@ class QueryGenerator:
             self.model.save_pretrained(fresh)
             self.tokenizer.save_pretrained(fresh)
             write_text(fresh / SETTINGS, json.dumps(asdict(self.config), indent=1) + "\n")
+
+
+@torch.no_grad()
+def _attend_as_mean(decoder: torch.nn.Module) -> None:
+    """Set a BERT decoder's attention to the passage, and the dense layer of its head, to pass on means."""
+    for layer in decoder.bert.encoder.layer:
+        new = layer.crossattention
+        new.load_state_dict({**new.state_dict(), **layer.attention.state_dict()})  # keys, to learn from
+        for zero in (new.self.query.weight, new.self.query.bias, new.self.value.bias, new.output.dense.bias):
+            zero.zero_()
+        for same in (new.self.value.weight, new.output.dense.weight):
+            torch.nn.init.eye_(same)
+        new.output.LayerNorm.reset_parameters()
+    torch.nn.init.eye_(decoder.cls.predictions.transform.dense.weight)

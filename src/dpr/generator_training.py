@@ -12,13 +12,13 @@ from transformers import TrainerCallback
 from dpr.collator import Record, TrainingSequence
 from dpr.decoding import Decoding
 from dpr.generator import SETTINGS, QueryGenerator
-from dpr.generator_collator import IGNORED, GeneratorCollator, read_passages
+from dpr.generator_collator import IGNORED, GeneratorCollator, token_loss
 from dpr.run_folder import MODEL, finish_run, run_record
 from dpr.run_trainer import RunTrainer, training_arguments
 from dpr.text_scores import score_texts
 from dpr.tracking import Kind
 from dpr.training_data import TrainingData, query_key
-from dpr.training_settings import GeneratorSettings
+from dpr.training_settings import PASSAGE_GAIN, GeneratorSettings
 
 
 class GeneratorTrainer(RunTrainer):
@@ -54,48 +54,60 @@ class GeneratorTrainer(RunTrainer):
                 if isinstance(module, torch.nn.Dropout):
                     module.p = settings.dropout
         arguments = training_arguments(settings, folder, steps, on_cpu, validation is not None)
-        arguments.label_smoothing_factor = settings.label_smoothing
+        read_in = None
+        if not settings.train_encoder:
+            generator.model.get_encoder().requires_grad_(False)
+            read_in = settings.precision or ("float32" if on_cpu else "bfloat16")
         super().__init__(
             generator.model,
             settings,
             steps_per_epoch,
             arguments,
-            data_collator=GeneratorCollator(generator, data),
+            data_collator=GeneratorCollator(generator, data, read_in),
             train_dataset=sequence,
             eval_dataset=validation and validation.examples,
         )
+        self.model_accepts_loss_kwargs = True  # the Trainer counts the tokens of a whole step for us
         if validation is not None:
-            self._held_out = GeneratorCollator(generator, validation)
+            first = validation.with_positives(lambda e: dict([next(iter(e.positives.items()))]))
+            self._held_out = GeneratorCollator(generator, first, read_in)
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        """The Trainer's; batches and tokens are counted beside."""
-        if self.model.training:
-            self.tally["batches"] += 1
-            self.tally["tokens"] = self.tally["tokens"] + inputs["attention_mask"].sum()
-            self.tally["tokens"] += (inputs["labels"] != IGNORED).sum()
-        return super().compute_loss(model, read_passages(self.model, inputs), *args, **kwargs)
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """`token_loss`; batches and tokens are counted beside."""
+        self.tally["batches"] += 1
+        self.tally["tokens"] = self.tally["tokens"] + inputs["attention_mask"].sum()
+        self.tally["tokens"] += (inputs["labels"] != IGNORED).sum()
+        return token_loss(model, inputs, self.settings.label_smoothing, num_items_in_batch)
 
     def validate(self) -> dict[str, float]:
-        """BLEU and ROUGE of a greedy query for each held-out query's first passage, and the loss a token."""
+        """BLEU and ROUGE of a greedy query for each held-out query's first passage, and the loss a token.
+
+        The `passage gain` is how much larger the loss is where each query gets the passage of another.
+        """
         examples = self.validation.examples
-        read = {next(iter(example.positives)) for example in examples}
-        references: dict[str, list[str]] = {}
+        read = [next(iter(example.positives)) for example in examples]
+        references: dict[str, list[str]] = {doc_id: [] for doc_id in read}
         for example in examples:
-            for doc_id in read.intersection(example.positives):
-                references.setdefault(doc_id, []).append(example.query)
+            for doc_id in references.keys() & example.positives.keys():
+                references[doc_id].append(example.query)
         greedy = Decoding("greedy", max_length=self.generator.config.query_max_length)
         passages = [self.validation.passages[doc_id] for doc_id in references]
         [(written, _)] = self.generator.generate_blocks([passages], greedy, [0])
         found = score_texts([queries[0] for queries in written], list(references.values()))
-        records = [Record(e, next(iter(e.positives)), ()) for e in examples]
+        loss = self._held_out_loss(read)
+        return found | {"loss": loss, PASSAGE_GAIN: self._held_out_loss(read[1:] + read[:1]) - loss}
+
+    def _held_out_loss(self, passages: Sequence[str]) -> float:
+        """The loss a token of the held-out queries, each with the passage given."""
+        pairs = zip(self.validation.examples, passages, strict=True)
+        records = [Record(example, doc_id, ()) for example, doc_id in pairs]
         total = count = 0.0
         for at in range(0, len(records), self.settings.batch_size):
             batch = self._prepare_inputs(self._held_out(records[at : at + self.settings.batch_size]))
             with self.compute_loss_context_manager():
-                tokens = float((batch["labels"] != IGNORED).sum())
-                total += float(self.model(**read_passages(self.model, batch)).loss) * tokens
-            count += tokens
-        return found | {"loss": total / count}
+                total += float(token_loss(self.model, batch, num_tokens=1))
+            count += float((batch["labels"] != IGNORED).sum())
+        return total / count
 
 
 @dataclass(frozen=True)

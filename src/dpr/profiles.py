@@ -114,17 +114,20 @@ class Profile:
 # One generator for both small collections, without either's dev and test queries
 SMALL_WRITING = QueryWriting(
     sets=("scifact/train", "nfcorpus/train", "medquad-pairs", "squad-triples"),
+    most_queries=500,
     training=GeneratorSettings(
-        num_epochs=1,
-        batch_size=48,
-        queries_per_passage=6,
-        learning_rate=3e-4,
-        eval_every=200,
-        log_every=20,
+        num_steps=1000,
+        batch_size=64,
+        queries_per_passage=2,
+        learning_rate=1e-3,
+        eval_every=250,
+        log_every=25,
+        metric="passage gain",
         dropout=0.0,
         precision="bfloat16",
     ),
     passage_max_length=128,
+    num_queries=(1, 5, 10, 20),
 )
 
 PROFILES = {
@@ -141,7 +144,7 @@ PROFILES = {
             writing=QueryWriting(
                 held_out=100,
                 training=GeneratorSettings(
-                    num_steps=60, eval_every=30, batch_size=16, learning_rate=3e-4, dropout=0.0
+                    num_steps=60, eval_every=30, batch_size=16, learning_rate=1e-3, dropout=0.0
                 ),
                 passage_max_length=64,
                 query_max_length=16,
@@ -163,7 +166,7 @@ PROFILES = {
             writing=QueryWriting(
                 held_out=10,
                 training=GeneratorSettings(
-                    num_steps=4, eval_every=2, log_every=1, batch_size=8, learning_rate=3e-4
+                    num_steps=16, eval_every=8, log_every=1, batch_size=8, learning_rate=1e-3
                 ),
                 passage_max_length=32,
                 query_max_length=8,

@@ -13,10 +13,10 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from dpr.files import write_text
-from dpr.training_settings import TEXT_METRICS, VALIDATION_METRICS
+from dpr.training_settings import PASSAGE_GAIN, TEXT_METRICS, VALIDATION_METRICS
 
 RUN, HISTORY = "run.json", "history.jsonl"
-SELECTING_METRICS = (*VALIDATION_METRICS, *TEXT_METRICS)
+SELECTING_METRICS = (*VALIDATION_METRICS, *TEXT_METRICS, PASSAGE_GAIN)
 
 
 class FileTracker(TrainerCallback):

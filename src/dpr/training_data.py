@@ -6,7 +6,7 @@ query can not stand on both sides of a split, and a batch can tell which passage
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -172,6 +172,22 @@ class TrainingData:
         return (
             replace(self, examples=[e for e in self.examples if e.query_id not in held_out]),
             replace(self, examples=[e for e in self.examples if e.query_id in held_out]),
+        )
+
+    def with_positives(self, keep: Callable[[Example], Mapping[str, int]]) -> "TrainingData":
+        """Keep some of the positives of each query, and only the passages that are still named.
+
+        Args:
+            keep: What an example keeps of its positives; where that is nothing, the query goes.
+
+        Raises:
+            ValueError: Nothing is left.
+        """
+        changed = [replace(e, positives=dict(keep(e))) for e in self.examples]
+        kept = [e for e in changed if e.positives]
+        named = {doc_id for e in kept for doc_id in (*e.positives, *e.negatives)}
+        return replace(
+            self, examples=kept, passages={d: text for d, text in self.passages.items() if d in named}
         )
 
     def with_negatives(
