@@ -44,6 +44,7 @@ bench: .venv/installed      ## measure speed beside other libraries
 	$(BIN)/python benchmarks/encoding.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/training.py --memory
+	$(BIN)/python benchmarks/generation.py
 
 clean:           ## remove what the commands above built, not .venv
 	rm -rf build
