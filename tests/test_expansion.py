@@ -166,5 +166,7 @@ def test_the_audit_counts_repeats_and_new_words(tiny_collection):
     assert audit.duplicate_share == 0.5
     assert audit.new_word_share == pytest.approx(2 / 3)  # do, work of do, masks, work
     assert audit.words_per_query == 2
-    with pytest.raises(ValueError, match="no query with a word among 2"):
-        audit_queries(tiny_collection, {"d1": ["", "?"]})
+    empty = audit_queries(tiny_collection, {"d1": ["", "?"]})
+    assert (empty.duplicate_share, empty.new_word_share, empty.words_per_query) == (1, 0, 0)
+    with pytest.raises(ValueError, match="no query for any passage of tiny"):
+        audit_queries(tiny_collection, {"d1": []})

@@ -194,8 +194,9 @@ class ExpansionAudit:
     Attributes:
         num_queries: All of them.
         duplicate_share: Those that the same passage had before, or that are empty.
-        new_word_share: Words of the others, each once a passage, that the passage does not have.
-        words_per_query: Mean, of the others.
+        new_word_share: Words of the others, each once a passage, that the passage does not have; 0 without
+            any.
+        words_per_query: Mean, of the others; 0 without any.
     """
 
     num_queries: int
@@ -208,17 +209,17 @@ def audit_queries(collection: Collection, queries: Mapping[str, Sequence[str]]) 
     """Count repeats and new words of queries.
 
     Raises:
-        ValueError: No query, or none with a word.
+        ValueError: No query.
     """
     total = sum(map(len, queries.values()))
     clean = without_duplicates(queries)
     kept = sum(map(len, clean.values()))
-    if not kept:
-        raise ValueError(f"no query with a word among {total}")
+    if not total:
+        raise ValueError(f"no query for any passage of {collection.name}")
     new = different = length = 0
     for doc_id, found in clean.items():
         own = set(words(collection.by_id[doc_id].contents))
         used = {word for query in found for word in words(query)}
         new, different = new + len(used - own), different + len(used)
         length += sum(len(words(query)) for query in found)
-    return ExpansionAudit(total, 1 - kept / total, new / different, length / kept)
+    return ExpansionAudit(total, 1 - kept / total, new / max(1, different), length / max(1, kept))

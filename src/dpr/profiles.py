@@ -142,9 +142,9 @@ PROFILES = {
             pool_queries=100,
             passage_max_length=128,
             writing=QueryWriting(
-                held_out=100,
+                held_out=60,
                 training=GeneratorSettings(
-                    num_steps=60, eval_every=30, batch_size=16, learning_rate=1e-3, dropout=0.0
+                    num_steps=40, eval_every=20, batch_size=16, learning_rate=1e-3, dropout=0.0
                 ),
                 passage_max_length=64,
                 query_max_length=16,
