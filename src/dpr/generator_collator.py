@@ -104,13 +104,16 @@ def token_loss(
     label_smoothing: float = 0.0,
     num_tokens: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy of the queries' tokens; the head works on those alone, not on padding.
+    """Cross-entropy of the queries' tokens; the head works on those N alone, [N, D], not on padding.
 
     Args:
         model: The generator's.
         batch: As `GeneratorCollator` makes it.
         label_smoothing: Share of the probability spread over all tokens.
         num_tokens: What the sum is divided by; by default the tokens of the batch.
+
+    Returns:
+        One number, in nats.
     """
     inputs = read_passages(model, batch)
     labels = inputs.pop("labels")
