@@ -1,9 +1,12 @@
 """Figures: each has its axes named, shows the values it was given, and is small enough to commit."""
 
+import io
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from PIL import Image
 
 from dpr.ann import AnnResult
 from dpr.bm25 import Tuning
@@ -96,7 +99,13 @@ def test_a_figure_has_a_title_named_axes_and_a_small_png(rng, name):
     assert axes.get_ylabel() or [label.get_text() for label in axes.get_yticklabels()] == ["bm25", "dense"]
     png = figure._repr_png_()
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
-    assert 1_000 < len(png) < 100_000
+    assert 1_000 < len(png) < 30_000
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=100)
+    images = (Image.open(io.BytesIO(found)).convert("RGB") for found in (png, stream.getvalue()))
+    ours, whole = (np.asarray(image, int) for image in images)
+    assert ours.shape == whole.shape
+    assert np.abs(ours - whole).mean() < 1  # of 255
 
 
 def test_pyplot_holds_on_to_no_figure(rng):
