@@ -170,8 +170,9 @@ def test_the_checkpoint_taken_is_the_one_that_scores_best(generator, tmp_path):
     assert best["eval_passage gain"] == pytest.approx(losses[1] - losses[0], rel=1e-2)
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_weights(generator, tmp_path):
-    settings = replace(SHORT, eval_every=2, dropout=0.1)
+@pytest.mark.parametrize("train_encoder", [True, False])
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(generator, tmp_path, train_encoder):
+    settings = replace(SHORT, eval_every=2, dropout=0.1, train_encoder=train_encoder)
     whole = train_generator(generator, DATA, tmp_path / "whole", settings, validation=HELD_OUT)
 
     class Stop(Exception):

@@ -1,4 +1,4 @@
-"""Training a query generator: from a passage to the queries it answers, selected by BLEU or ROUGE."""
+"""Training a query generator: from a passage to the queries it answers, selected on held-out queries."""
 
 import copy
 from collections.abc import Sequence
