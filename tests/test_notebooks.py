@@ -188,8 +188,16 @@ def test_every_notebook_runs_from_top_to_bottom_on_the_smallest_profile(monkeypa
         "ft-dot",
     )
     ablations = {f"all-MiniLM-L6-v2-{variant}" for variant in variants} | {"random-weights"}
+    expansions = ("1-queries", "2-queries", "queries-alone", "best-50", "best-25", "copied-1", "copied-2")
+    ablations |= {f"doc2query-{expansion}" for expansion in ("original", *expansions)}
     encoders = {"all-MiniLM-L6-v2", "all-MiniLM-L6-v2-ft"}
-    systems = {"bm25", "bm25-tuned", *encoders, *(f"rrf-bm25-{encoder}" for encoder in encoders)}
+    systems = {
+        "bm25",
+        "bm25-tuned",
+        "bm25-doc2query",
+        *encoders,
+        *(f"rrf-bm25-{encoder}" for encoder in encoders),
+    }
     assert set(results) == systems | ablations
     assert {system for system, result in results.items() if result.metadata["ablation"]} == ablations
     for path in NOTEBOOKS:
@@ -198,7 +206,8 @@ def test_every_notebook_runs_from_top_to_bottom_on_the_smallest_profile(monkeypa
     assert "| all-MiniLM-L6-v2¹ |" in printed
     assert "| all-MiniLM-L6-v2-ft¹ |" in printed
     kept = {path.stem for path in (build / "runs" / "docstrings" / "training").glob("*.json")}
-    assert kept == {system for system in results if "-ft-" in system} | {"random-weights"}
+    writers = {"all-MiniLM-L6-v2-writer-0", "small-t5-0"}
+    assert kept == {system for system in results if "-ft-" in system} | {"random-weights"} | writers
     [curves] = [
         c for c in code_cells(read(build / "notebooks" / NOTEBOOKS[3].name)) if "curves.show" in c.source
     ]

@@ -54,7 +54,7 @@ def generator_data(
 def half_of(text: str) -> int:
     """Which half of all passages a text belongs to, 0 or 1; copies, case and white space aside, to one.
 
-    >>> half_of("Masks help."), half_of("masks  help."), half_of("Zinc helps.")
+    >>> half_of("Masks work."), half_of("masks  work."), half_of("Zinc helps.")
     (1, 1, 0)
     """
     return int(stable_hash(normalise(text)), 16) % 2
