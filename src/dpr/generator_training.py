@@ -58,6 +58,8 @@ class GeneratorTrainer(RunTrainer):
         if not settings.train_encoder:
             generator.model.get_encoder().requires_grad_(False)
             read_in = settings.precision or ("float32" if on_cpu else "bfloat16")
+            used = {sequence[i].positive for i in range(len(sequence))}
+            data = data.with_positives(lambda e: {d: g for d, g in e.positives.items() if d in used})
         super().__init__(
             generator.model,
             settings,
