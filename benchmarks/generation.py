@@ -1,11 +1,11 @@
 """Passages a second that queries are written for, beside a plain loop over `model.generate`, alternating.
 
-    .venv/bin/python benchmarks/generation.py [--passages 256] [--rounds 5]
+    .venv/bin/python benchmarks/generation.py [--passages 256] [--rounds 5] [--model FOLDER]
 
 NFCorpus's passages, spread over the collection, at 128 tokens, greedy queries of up to 24. The plain loop
 takes batches of 16 in the collection's order, on all cores. The model is all-MiniLM-L6-v2 warm-started with
-two decoder layers and not trained: it rarely ends a query, so both write full lengths. Both must write the
-same queries.
+two decoder layers and not trained: it rarely ends a query, so both write full lengths. `--model` takes a
+trained one. Both must write the same queries.
 """
 
 import argparse
@@ -51,10 +51,14 @@ def main() -> None:
     )
     parser.add_argument("--passages", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model")
     given = parser.parse_args()
     passages = load_collection("nfcorpus").passages
     texts = [passage.contents for passage in passages[:: max(1, len(passages) // given.passages)]]
-    generator = QueryGenerator.warm_started("all-MiniLM-L6-v2", num_decoder_layers=2, **LENGTHS)
+    if given.model:
+        generator = QueryGenerator.from_pretrained(given.model, precision="float32", **LENGTHS)
+    else:
+        generator = QueryGenerator.warm_started("all-MiniLM-L6-v2", num_decoder_layers=2, **LENGTHS)
     generator.model.eval()
     greedy = Decoding("greedy", max_length=LENGTHS["query_max_length"])
     runs = {
