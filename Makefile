@@ -20,7 +20,7 @@ help:            ## list these commands
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-run: .venv/installed        ## run all notebooks on the sample profile into build/sample (12 minutes, 2 cores)
+run: .venv/installed        ## run all notebooks on the sample profile into build/sample (12 to 18 minutes, 2 cores)
 	$(BIN)/python -m dpr.notebooks run --profile sample
 
 test: .venv/installed       ## run all tests, notebooks included (25 minutes at most, 2 cores)
