@@ -21,7 +21,7 @@ help:            ## list these commands
 	touch $@
 
 run: .venv/installed        ## run all notebooks on the sample profile into build/sample (12 to 18 minutes, 2 cores)
-	$(BIN)/python -m dpr.notebooks run --profile sample
+	$(BIN)/python -m dpr.experiments.notebooks run --profile sample
 
 test: .venv/installed       ## run all tests, notebooks included (25 minutes at most, 2 cores)
 	$(BIN)/python -m pytest
@@ -31,13 +31,13 @@ lint: .venv/installed       ## check style and formatting
 	$(BIN)/ruff format --check .
 
 render: .venv/installed     ## run the notebooks on PROFILE in place, for committing
-	$(BIN)/python -m dpr.notebooks render --profile $(PROFILE)
+	$(BIN)/python -m dpr.experiments.notebooks render --profile $(PROFILE)
 
 runs: .venv/installed       ## run the notebooks on PROFILE, keeping only their files in runs/
-	$(BIN)/python -m dpr.notebooks runs --profile $(PROFILE)
+	$(BIN)/python -m dpr.experiments.notebooks runs --profile $(PROFILE)
 
 readme: .venv/installed     ## write the README's tables and figure from runs/
-	$(BIN)/python -m dpr.report
+	$(BIN)/python -m dpr.experiments.report
 
 bench: .venv/installed      ## measure speed beside other libraries
 	$(BIN)/python benchmarks/exact_search.py

@@ -20,7 +20,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
 from dpr import BiEncoder, load_collection
-from dpr.checkpoint import find_checkpoint, save_random
+from dpr.models.checkpoint import find_checkpoint, save_random
 from dpr.provenance import hardware
 
 MAX_LENGTH = 256

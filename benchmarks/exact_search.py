@@ -13,8 +13,8 @@ import time
 import faiss
 import numpy as np
 
-from dpr.index import build_index
 from dpr.provenance import hardware
+from dpr.search.index import build_index
 
 DIMENSION, DEPTH = 384, 1000
 QUERIES = (1, 50, 1000)

@@ -15,8 +15,8 @@ import time
 import torch
 
 from dpr import load_collection
-from dpr.decoding import Decoding
-from dpr.generator import QueryGenerator
+from dpr.generation.decoding import Decoding
+from dpr.generation.generator import QueryGenerator
 from dpr.provenance import hardware
 
 LENGTHS = {"passage_max_length": 128, "query_max_length": 24}

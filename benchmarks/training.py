@@ -25,10 +25,10 @@ from sentence_transformers.sentence_transformer.training_args import SentenceTra
 from transformers import PrinterCallback, TrainerCallback
 
 from dpr import BiEncoder, TrainingSettings, load_training_data
-from dpr.checkpoint import find_checkpoint
+from dpr.models.checkpoint import find_checkpoint
 from dpr.provenance import hardware
-from dpr.run_trainer import memory_bytes
-from dpr.trainer import BiEncoderTrainer
+from dpr.training.bi_encoder import BiEncoderTrainer
+from dpr.training.trainer import memory_bytes
 
 LENGTH = 128  # tokens, of queries and passages alike, as sentence-transformers has one length
 WARM_UP = 2  # steps

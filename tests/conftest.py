@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from dpr import download
-from dpr.collection import Collection, Passage
+from dpr.data import download
+from dpr.data.collection import Collection, Passage
 
 DATA_DIR = os.environ.get("DPR_DATA_DIR") and Path(os.environ["DPR_DATA_DIR"]).resolve()
 

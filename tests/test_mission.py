@@ -8,15 +8,16 @@ from functools import partial
 
 import pytest
 
-from dpr import download
-from dpr.bm25 import BM25
-from dpr.checkpoint import save_random
-from dpr.encoder import BiEncoder
-from dpr.finetuning import fine_tune, validation_pool
-from dpr.profiles import PROFILES
-from dpr.results import load_results, save_mean_of_seeds, save_result
-from dpr.significance import compare_per_query, fuse
-from dpr.workspace import Workspace
+from dpr.data import download
+from dpr.evaluation.significance import compare_per_query
+from dpr.experiments.finetuning import fine_tune, validation_pool
+from dpr.experiments.profiles import PROFILES
+from dpr.experiments.results import load_results, save_mean_of_seeds, save_result
+from dpr.experiments.workspace import Workspace
+from dpr.models.bi_encoder import BiEncoder
+from dpr.models.checkpoint import save_random
+from dpr.search.bm25 import BM25
+from dpr.search.fusion import fuse
 
 WORDS = ["masks", "vitamin", "virus", "dose", "bats", "zinc", "cold", "skin", "soap", "droplets"]
 NUM_TRIPLES = 60

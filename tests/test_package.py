@@ -1,6 +1,7 @@
 """The package as a whole: what imports what, what is public, and what is written about it."""
 
 import ast
+import graphlib
 import importlib
 import re
 import subprocess
@@ -11,63 +12,18 @@ import pytest
 
 import dpr
 
-LAYERS = (  # from the top; a module imports from its own layer and those below
-    {"report", "notebooks", "finetuning", "doc2query", "writer", "generator_data"},
-    {"workspace", "plots", "analysis", "significance", "results", "claims"},
-    {
-        "sanity",
-        "training",
-        "run_folder",
-        "generator_training",
-        "tracking",
-        "trainer",
-        "run_trainer",
-        "checkpoint_files",
-        "negatives",
-    },
-    {
-        "bm25",
-        "generation",
-        "shards",
-        "expansion",
-        "ann",
-        "memory",
-        "index",
-        "engines",
-        "exact",
-        "exact_torch",
-        "encoding",
-    },
-    {
-        "collator",
-        "losses",
-        "generator_collator",
-        "generator",
-        "decoding",
-        "learnt_tokenizer",
-        "two_encoders",
-        "encoder",
-        "checkpoint",
-        "batches",
-        "pooling",
-        "tokens",
-    },
-    {"evaluation", "text_scores", "audit", "loading", "profiles", "published", "java"},
-    {
-        "training_settings",
-        "training_sources",
-        "training_data",
-        "docstrings",
-        "download",
-        "beir",
-        "collection",
-        "topics",
-        "trec",
-        "files",
-        "provenance",
-    },
+LAYERS = (  # from the top; a module imports from its own folder and those below
+    "experiments",
+    "generation",
+    "training",
+    "search",
+    "evaluation",
+    "models",
+    "data",
+    "provenance",
+    "files",
 )
-UPWARD = {("collection", "audit")}  # `Collection.audit` imports its report when it is called
+APART = {"models", "evaluation"}  # neighbours that do not import each other
 HEAVY = (
     "torch",
     "transformers",
@@ -79,7 +35,13 @@ HEAVY = (
     "ranx",
 )
 PICKLING = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-MODULES = {path.stem: ast.parse(path.read_text("utf-8")) for path in Path(dpr.__file__).parent.glob("*.py")}
+PACKAGE = Path(dpr.__file__).parent
+MODULES = {  # dotted name within the package → its syntax tree
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip("."): ast.parse(
+        path.read_text("utf-8")
+    )
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
 SHAPE = re.compile(r"\[\w+(, \w+)*\]|one value a |see also `")
 
 
@@ -96,15 +58,13 @@ def imported(tree):
     return names
 
 
-def imports_within(name):
-    """The modules of this package that a module imports."""
-    parts = (full.split(".") for full in imported(MODULES[name]))
-    return {part[1] for part in parts if part[0] == "dpr" and len(part) > 1} & set(MODULES)
-
-
-def layer_of(name):
-    """Where a module stands, 0 the top."""
-    return next(number for number, layer in enumerate(LAYERS) if name in layer)
+def imports_within():
+    """Each module of this package → the modules of it that it imports."""
+    return {
+        name: {full.removeprefix("dpr.") for full in imported(tree)} & set(MODULES) - {name}
+        for name, tree in MODULES.items()
+        if name
+    }
 
 
 def definitions(body, prefix):
@@ -121,26 +81,31 @@ PUBLIC = dict(pair for name, tree in MODULES.items() for pair in definitions(tre
 # --- layers ------------------------------------------------------------------------------------
 
 
-def test_every_module_has_one_layer():
-    placed = [name for layer in LAYERS for name in layer]
-    assert sorted(placed) == sorted(set(MODULES) - {"__init__"})
+def test_imports_point_down_and_never_in_a_circle():
+    needs = imports_within()
+    assert len(needs) > 50
+    assert "data.text" in needs["data.collection"]
+    for name, others in needs.items():
+        folder = name.split(".")[0]
+        below = set(LAYERS[LAYERS.index(folder) :]) - (APART - {folder} if folder in APART else set())
+        assert not [other for other in others if other.split(".")[0] not in below], name
+    list(graphlib.TopologicalSorter(needs).static_order())
 
 
-@pytest.mark.parametrize("name", sorted(set(MODULES) - {"__init__"}))
-def test_imports_point_down(name):
-    upward = {other for other in imports_within(name) if layer_of(other) < layer_of(name)}
-    assert upward == {above for below, above in UPWARD if below == name}
+def test_nothing_below_the_experiments_knows_notebooks_profiles_or_where_runs_lie():
+    for name, tree in MODULES.items():
+        if not name.startswith("experiments"):
+            nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+            texts = [node.value for node in nodes if isinstance(node.value, str)]
+            assert not [text for text in texts if re.search(r"\bruns/|\bnotebook 0\d", text)], name
 
 
-def test_no_module_imports_itself_in_a_circle():
-    needs = {
-        name: imports_within(name) - {above for below, above in UPWARD if below == name} for name in MODULES
-    }
-    assert any(needs.values())
-    while needs:
-        ready = {name for name, others in needs.items() if not others}
-        assert ready, f"in a circle: {sorted(needs)}"
-        needs = {name: others - ready for name, others in needs.items() if name not in ready}
+def test_a_folder_says_what_it_holds_and_nothing_else():
+    folders = {name for name in MODULES if "." not in name and (PACKAGE / name).is_dir() and name}
+    assert folders == set(LAYERS) - {"provenance", "files"}
+    for name in folders:
+        assert len(MODULES[name].body) == 1, name
+        assert ast.get_docstring(MODULES[name]), name
 
 
 def test_nothing_is_pickled():
@@ -192,8 +157,8 @@ def test_an_unknown_name_is_refused_with_those_there_are():
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_every_module_says_what_it_is_for(name):
-    module = importlib.import_module("dpr" if name == "__init__" else f"dpr.{name}")
+def test_every_module_can_be_imported_and_says_what_it_is_for(name):
+    module = importlib.import_module(f"dpr.{name}".rstrip("."))
     assert module.__doc__.strip()
 
 
@@ -216,13 +181,17 @@ def takes_or_gives_an_array(node):
 def test_every_public_function_of_arrays_says_their_shape():
     functions = {name: node for name, node in PUBLIC.items() if isinstance(node, ast.FunctionDef)}
     of_arrays = {name: node for name, node in functions.items() if takes_or_gives_an_array(node)}
-    assert {"pooling.mean_pool", "index.Index.search", "encoder.BiEncoder.encode_queries"} <= set(of_arrays)
+    assert {
+        "models.pooling.mean_pool",
+        "search.index.Index.search",
+        "models.bi_encoder.BiEncoder.encode_queries",
+    } <= set(of_arrays)
     assert [name for name, node in of_arrays.items() if not SHAPE.search(ast.get_docstring(node) or "")] == []
 
 
 def test_no_debug_switch_is_left_on():
     switches = ("detect_anomaly", "CUDA_LAUNCH_BLOCKING", "use_deterministic_algorithms", "TORCH_LOGS")
-    notebooks = (Path(dpr.__file__).parents[2] / "notebooks").glob("*.ipynb")
-    for path in (*Path(dpr.__file__).parent.glob("*.py"), *notebooks):
+    notebooks = (PACKAGE.parents[1] / "notebooks").glob("*.ipynb")
+    for path in (*PACKAGE.rglob("*.py"), *notebooks):
         text = path.read_text(encoding="utf-8")
         assert not [switch for switch in switches if switch in text], path.name

@@ -1,0 +1,1 @@
+"""Collections, TREC runs and judgements, training data: read, checked, downloaded."""

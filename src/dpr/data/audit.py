@@ -1,0 +1,139 @@
+"""What is in a collection and what can go wrong with it, counted before anything is measured."""
+
+from dataclasses import dataclass
+
+import ftfy.badness
+import numpy as np
+
+from dpr.data.collection import Collection
+from dpr.data.text import normalise
+
+PERCENTILES = (50, 90, 99, 100)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Counts over one collection; lists hold ids, so that a count can be looked into.
+
+    Attributes:
+        num_passages: Documents in the corpus.
+        empty: Documents with neither title nor text; an index skips them.
+        title_only: Documents with a title and no text; they are searched by their title.
+        duplicate_texts: Documents whose contents an earlier document already has.
+        num_queries: Judged queries of the split.
+        num_judgements: Judgements of the split.
+        num_relevant: Judgements with a grade above 0.
+        negative_grades: (query_id, doc_id) graded below 0; evaluation counts them as 0.
+        judged_without_document: Judged doc_ids that the corpus does not hold.
+        queries_without_judgements: Query ids that no split judges.
+        queries_without_relevant: Judged queries for which no grade is above 0; they score 0.
+        queries_in_two_splits: Query ids of this split whose text, white space and case aside, is
+            also a query of another split: training on those would be training on the test.
+        mojibake: Documents whose contents look wrongly decoded (ftfy's heuristic).
+        token_lengths: Percentile → tokens of a document, special tokens included; empty without
+            a tokenizer.
+        max_length: The length documents are cut at, if one was given.
+        share_cut: Share of documents longer than `max_length`, from 0 to 1.
+        fingerprint: The collection's content fingerprint.
+    """
+
+    num_passages: int
+    empty: list[str]
+    title_only: list[str]
+    duplicate_texts: list[str]
+    num_queries: int
+    num_judgements: int
+    num_relevant: int
+    negative_grades: list[tuple[str, str]]
+    judged_without_document: list[str]
+    queries_without_judgements: list[str]
+    queries_without_relevant: list[str]
+    queries_in_two_splits: list[str]
+    mojibake: list[str]
+    token_lengths: dict[int, int]
+    max_length: int | None
+    share_cut: float | None
+    fingerprint: str
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What was counted and how many, as text for a table."""
+        counted = [
+            ("documents", self.num_passages),
+            ("… empty", len(self.empty)),
+            ("… title only", len(self.title_only)),
+            ("… with a text seen before", len(self.duplicate_texts)),
+            ("… suspected mojibake", len(self.mojibake)),
+            ("judged queries", self.num_queries),
+            ("… none of whose documents is relevant", len(self.queries_without_relevant)),
+            ("… whose text another split has too", len(self.queries_in_two_splits)),
+            ("queries without judgements", len(self.queries_without_judgements)),
+            ("judgements", self.num_judgements),
+            ("… relevant", self.num_relevant),
+            ("… with a negative grade", len(self.negative_grades)),
+            ("… of documents not in the corpus", len(self.judged_without_document)),
+        ]
+        rows = [(what, f"{count:,}") for what, count in counted]
+        rows += [(f"tokens, {p}th percentile", f"{length:,}") for p, length in self.token_lengths.items()]
+        if self.share_cut is not None:
+            rows.append((f"cut at {self.max_length} tokens", f"{self.share_cut:.1%}"))
+        return [*rows, ("fingerprint", self.fingerprint)]
+
+
+def audit_collection(collection: Collection, tokenizer=None, max_length: int | None = None) -> Audit:
+    """Count empty, duplicate, title-only, wrongly decoded and too long documents, and stray judgements.
+
+    Args:
+        collection: What to look at; judgements are those of its split.
+        tokenizer: A transformers tokenizer, for token lengths; without it they stay empty.
+        max_length: Tokens a document is cut at, special tokens included; needs the tokenizer.
+
+    Raises:
+        ValueError: `max_length` without a tokenizer.
+    """
+    if max_length is not None and tokenizer is None:
+        raise ValueError("max_length counts tokens: give the tokenizer too")
+    contents = {passage.doc_id: passage.contents for passage in collection.passages}
+    first_with: dict[str, str] = {}
+    duplicates = [d for d, text in contents.items() if text and first_with.setdefault(text, d) != d]
+    judged = [(q, d, grade) for q, grades in collection.qrels.items() for d, grade in grades.items()]
+    judged_anywhere = {q for qrels in collection.all_qrels.values() for q in qrels}
+    lengths = token_lengths(contents.values(), tokenizer) if tokenizer is not None else np.array([])
+    return Audit(
+        num_passages=len(contents),
+        empty=[d for d, text in contents.items() if not text],
+        title_only=[p.doc_id for p in collection.passages if p.title.strip() and not p.text.strip()],
+        duplicate_texts=duplicates,
+        num_queries=len(collection.qrels),
+        num_judgements=len(judged),
+        num_relevant=sum(grade > 0 for _, _, grade in judged),
+        negative_grades=[(q, d) for q, d, grade in judged if grade < 0],
+        judged_without_document=sorted({d for _, d, _ in judged if d not in contents}),
+        queries_without_judgements=[q for q in collection.all_queries if q not in judged_anywhere],
+        queries_without_relevant=[q for q, g in collection.qrels.items() if max(g.values(), default=0) <= 0],
+        queries_in_two_splits=_shared_queries(collection),
+        mojibake=[d for d, text in contents.items() if ftfy.badness.is_bad(text)],
+        token_lengths={p: int(np.percentile(lengths, p)) for p in PERCENTILES} if len(lengths) else {},
+        max_length=max_length,
+        share_cut=float((lengths > max_length).mean()) if max_length is not None else None,
+        fingerprint=collection.fingerprint,
+    )
+
+
+def token_lengths(texts, tokenizer) -> np.ndarray:
+    """Tokens in each text, special tokens included, nothing cut: an int array, one value a text."""
+    encoded = tokenizer(
+        list(texts), truncation=False, padding=False, return_attention_mask=False, verbose=False
+    )
+    return np.array([len(ids) for ids in encoded["input_ids"]])
+
+
+def _shared_queries(collection: Collection) -> list[str]:
+    """Queries of this split whose normalised text also stands in another split."""
+    others = {
+        normalise(collection.all_queries[query_id])
+        for split, qrels in collection.all_qrels.items()
+        if split != collection.split
+        for query_id in qrels
+        if query_id in collection.all_queries
+    }
+    return [q for q, text in collection.queries.items() if normalise(text) in others]

@@ -1,0 +1,67 @@
+"""The BEIR folder layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv."""
+
+from pathlib import Path
+
+from dpr.data.collection import DEV_SHARE, Collection, Passage, hold_out_dev
+from dpr.data.trec import read_qrels, read_topics
+from dpr.files import read_jsonl
+
+
+def read_beir(folder: Path | str, split: str = "test", name: str | None = None) -> Collection:
+    """Read a collection from a folder in BEIR's layout.
+
+    A set with train and no dev judgements gives a fixed fifth of its train queries to dev.
+
+    Args:
+        folder: Holds corpus.jsonl, queries.jsonl and qrels/ with <split>.tsv files.
+        split: `train`, `dev` or `test`.
+        name: The collection's name, by default the folder's.
+
+    Raises:
+        FileNotFoundError: A file of the layout is missing; says which are expected.
+        ValueError: Malformed content (file and line named), or a split that is not there.
+
+    Source: https://github.com/beir-cellar/beir/wiki/Load-your-custom-dataset
+    """
+    folder = Path(folder)
+    qrels_files = sorted((folder / "qrels").glob("*.tsv"))
+    for path in (folder / "corpus.jsonl", folder / "queries.jsonl"):
+        if not path.is_file() or not qrels_files:
+            missing = "qrels/*.tsv" if path.is_file() else path.name
+            raise FileNotFoundError(
+                f"{folder}: no {missing}; "
+                "a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/<split>.tsv"
+            )
+    all_qrels = {path.stem: read_qrels(path) for path in qrels_files}
+    if "dev" not in all_qrels and len(all_qrels.get("train", ())) >= DEV_SHARE:
+        all_qrels["train"], all_qrels["dev"] = hold_out_dev(all_qrels["train"])
+    return Collection(
+        name or folder.resolve().name,
+        read_corpus(folder / "corpus.jsonl"),
+        read_topics(folder / "queries.jsonl"),
+        all_qrels,
+        split,
+    )
+
+
+def read_corpus(path: Path | str) -> list[Passage]:
+    """Read passages from lines of `{"_id": …, "title": …, "text": …}`; the title may be left out.
+
+    Raises:
+        ValueError: Not JSON, a field missing or no string, an id empty, with white space or given
+            twice; names file and line.
+        FileNotFoundError: No such file.
+    """
+    passages: dict[str, Passage] = {}
+    for number, record in read_jsonl(path):
+        doc_id, title, text = record.get("_id"), record.get("title", ""), record.get("text")
+        for field, value in (("_id", doc_id), ("title", title), ("text", text)):
+            if not isinstance(value, str):
+                what = "is missing" if value is None else f"is {type(value).__name__}"
+                raise ValueError(f"{path}:{number}: {field} {what}, expected a string")
+        if doc_id.split() != [doc_id]:
+            raise ValueError(f"{path}:{number}: _id {doc_id!r} is empty or holds white space")
+        if doc_id in passages:
+            raise ValueError(f"{path}:{number}: _id {doc_id} comes twice")
+        passages[doc_id] = Passage(doc_id, title, text)
+    return list(passages.values())

@@ -1,0 +1,171 @@
+"""A test collection: passages, queries and judgements, with a fingerprint of its content."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from dpr.data.text import join_title_text, stable_hash
+from dpr.data.trec import Qrels
+
+DEV_SHARE = 5  # a collection without a dev part gives one train query in five to it
+
+
+class Passage(NamedTuple):
+    """One document of a collection; `title` or `text` may be empty."""
+
+    doc_id: str
+    title: str
+    text: str
+
+    @property
+    def contents(self) -> str:
+        """What is indexed and encoded: `join_title_text(title, text)`."""
+        return join_title_text(self.title, self.text)
+
+
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """Passages with the queries and judgements of one split; the other splits are kept beside.
+
+    Args:
+        name: The collection's name.
+        passages: All documents, N of them, `doc_id` unique.
+        all_queries: query_id → text, for every split.
+        all_qrels: split name → judgements. Each judged query has a text.
+        split: The split that `queries` and `qrels` give.
+        pool: What is searched, "full corpus" or what it was cut to.
+        expanded: What the passages were made from, where queries were appended to them; see `expand`.
+
+    Raises:
+        ValueError: A doc_id given twice, a split that is not there, a judged query without text.
+    """
+
+    name: str
+    passages: Sequence[Passage]
+    all_queries: dict[str, str]
+    all_qrels: dict[str, Qrels]
+    split: str = "test"
+    pool: str = "full corpus"
+    expanded: Mapping[str, Any] | None = None
+
+    def __post_init__(self):
+        if self.split not in self.all_qrels:
+            raise ValueError(f"{self.name} has no split {self.split!r}, only {sorted(self.all_qrels)}")
+        if len(self.by_id) != len(self.passages):
+            raise ValueError(
+                f"{self.name}: {len(self.passages) - len(self.by_id)} doc_id given more than once"
+            )
+        unknown = [query_id for query_id in self.qrels if query_id not in self.all_queries]
+        if unknown:
+            raise ValueError(
+                f"{self.name}: {len(unknown)} judged {self.split} queries have no text, first {unknown[0]!r}"
+            )
+
+    @property
+    def qrels(self) -> Qrels:
+        """Judgements of this split."""
+        return self.all_qrels[self.split]
+
+    @cached_property
+    def queries(self) -> dict[str, str]:
+        """query_id → text of the judged queries of this split, in the order of `all_queries`."""
+        return {query_id: text for query_id, text in self.all_queries.items() if query_id in self.qrels}
+
+    @cached_property
+    def by_id(self) -> dict[str, Passage]:
+        """doc_id → passage."""
+        return {passage.doc_id: passage for passage in self.passages}
+
+    @property
+    def doc_ids(self) -> list[str]:
+        """The N document ids, in the order of `passages`."""
+        return [passage.doc_id for passage in self.passages]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over the ids, titles and texts of all passages, in order (SHA-256)."""
+        return _digest(field for passage in self.passages for field in passage)
+
+    @cached_property
+    def queries_fingerprint(self) -> str:
+        """16 hex digits over this split's queries and judgements, whatever their order (SHA-256)."""
+        judged = (f"{q}\t{d}\t{grade}" for q, grades in self.qrels.items() for d, grade in grades.items())
+        return _digest([*(f"{q}\t{text}" for q, text in sorted(self.queries.items())), *sorted(judged)])
+
+    def with_split(self, split: str) -> "Collection":
+        """The same passages with the queries and judgements of another split."""
+        return replace(self, split=split)
+
+    def sample(self, num_passages: int, num_queries: int, keep: Iterable[str] = ()) -> "Collection":
+        """Cut to a smaller collection, the same each time, in which the kept queries can be solved.
+
+        Queries with a relevant passage are taken by the hash of their id; all their relevant
+        passages stay, others fill up by the hash of theirs. Scores over a sample are not
+        comparable with the full corpus, so its `pool` says what it is.
+
+        Args:
+            num_passages: How many passages to keep; more where the relevant ones alone are more.
+            num_queries: How many queries of this split to keep; other splits are dropped.
+            keep: doc_ids to keep before others, such as what a system finds for the queries, so that
+                the sample is not too easy to search.
+
+        Raises:
+            ValueError: A number below 1.
+        """
+        if num_passages < 1 or num_queries < 1:
+            raise ValueError(
+                f"sample needs at least 1 passage and 1 query, got {num_passages}, {num_queries}"
+            )
+        solvable = [
+            q for q in self.queries if any(g > 0 and d in self.by_id for d, g in self.qrels[q].items())
+        ]
+        query_ids = set(sorted(solvable, key=stable_hash)[:num_queries])
+        qrels = {q: grades for q, grades in self.qrels.items() if q in query_ids}
+        relevant = {d for grades in qrels.values() for d, grade in grades.items() if grade > 0}
+        relevant &= self.by_id.keys()
+        first = set(keep)
+        others = sorted(
+            (d for d in self.doc_ids if d not in relevant), key=lambda d: (d not in first, stable_hash(d))
+        )
+        kept = relevant.union(others[: max(0, num_passages - len(relevant))])
+        passages = [passage for passage in self.passages if passage.doc_id in kept]
+        return Collection(
+            self.name,
+            passages,
+            {q: text for q, text in self.queries.items() if q in query_ids},
+            {self.split: {q: {d: g for d, g in grades.items() if d in kept} for q, grades in qrels.items()}},
+            self.split,
+            f"{len(passages):,} of {len(self.passages):,} passages",
+            self.expanded,
+        )
+
+
+def hold_out_dev(train: Qrels) -> tuple[Qrels, Qrels]:
+    """Take a fixed fifth of the queries for tuning, the same wherever it is asked for.
+
+    Args:
+        train: Judgements of at least five queries.
+
+    Returns:
+        (train, dev): every query in one of the two, chosen by the hash of its id.
+
+    Raises:
+        ValueError: Fewer than five queries.
+    """
+    if len(train) < DEV_SHARE:
+        raise ValueError(f"a dev part needs at least {DEV_SHARE} train queries, got {len(train)}")
+    dev_ids = set(sorted(train, key=stable_hash)[: len(train) // DEV_SHARE])
+    return (
+        {q: grades for q, grades in train.items() if q not in dev_ids},
+        {q: grades for q, grades in train.items() if q in dev_ids},
+    )
+
+
+def _digest(fields: Iterable[str]) -> str:
+    """16 hex digits of SHA-256 over fields, each closed by a byte that UTF-8 never holds."""
+    digest = hashlib.sha256()
+    for field in fields:
+        digest.update(field.encode("utf-8", "surrogatepass") + b"\xff")
+    return digest.hexdigest()[:16]

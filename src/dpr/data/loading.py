@@ -1,0 +1,104 @@
+"""Finding a collection or training data by name: embedded, in a folder, or downloaded."""
+
+import os
+from pathlib import Path
+
+from dpr.data.beir import read_beir
+from dpr.data.collection import Collection
+from dpr.data.training_data import TrainingData
+from dpr.data.triples import from_collection, read_training_tsv
+
+MARKERS = ("pyproject.toml", "notebooks")
+
+
+def project_root() -> Path:
+    """The nearest folder upwards of the current one that holds this repository, else the current one."""
+    here = Path.cwd()
+    return next((f for f in (here, *here.parents) if all((f / m).exists() for m in MARKERS)), here)
+
+
+def load_collection(name_or_folder: str | Path, split: str = "test") -> Collection:
+    """Load a test collection by name or from a folder in BEIR layout.
+
+    A name is looked for in `$DPR_DATA_DIR`, then in the repository's `data/`; a BEIR collection
+    found in neither is downloaded into `data/`, checked against its published md5.
+
+    Args:
+        name_or_folder: `docstrings` (embedded, nothing to download), a BEIR set (`scifact`,
+            `nfcorpus`, `trec-covid`, …), or the path of a folder, from the current one or the
+            repository's.
+        split: `train`, `dev` or `test`. Where a set has no dev judgements, dev is a fixed fifth of
+            the train queries. For `docstrings`, train and dev have passages of their own.
+
+    Raises:
+        FileNotFoundError: A folder that is not there or not in BEIR layout.
+        ValueError: An unknown name, a split that is not there, malformed content, a wrong md5.
+    """
+    name = str(name_or_folder)
+    if name_or_folder == "docstrings":
+        from dpr.data.docstrings import load_docstrings
+
+        return load_docstrings(split)
+    if isinstance(name_or_folder, Path) or os.sep in name or name.startswith("."):
+        places = [Path(name), project_root() / name]
+        folder = next((place for place in places if place.is_dir()), None)
+        if folder is None:
+            raise FileNotFoundError(f"{name}: no such folder; a path must be a folder in BEIR layout")
+        return read_beir(folder, split)
+    folder = find_data(name)
+    if folder is None:
+        from dpr.data.download import download_beir
+
+        folder = download_beir(name, project_root() / "data")
+    return read_beir(folder, split, name)
+
+
+def find_data(name: str) -> Path | None:
+    """The file or folder `name` in `$DPR_DATA_DIR` or the repository's `data/`, or None.
+
+    Raises:
+        FileNotFoundError: `$DPR_DATA_DIR` is set to what is no folder.
+    """
+    places = [project_root() / "data"]
+    if os.environ.get("DPR_DATA_DIR"):
+        places.insert(0, Path(os.environ["DPR_DATA_DIR"]))
+        if not places[0].is_dir():
+            raise FileNotFoundError(f"DPR_DATA_DIR={places[0]}: no such folder; unset it or make it")
+    return next((place / name for place in places if (place / name).exists()), None)
+
+
+def load_training_data(name_or_file: str | Path, max_bad_lines: int = 0) -> TrainingData:
+    """Load training data by name or from a file.
+
+    Args:
+        name_or_file: `msmarco-tiny` (downloaded into `data/` where it is missing); the name of a folder
+            in `$DPR_DATA_DIR` or `data/` with one .tsv file, such as `squad-triples`; a .tsv file's
+            path; or a collection and its split, such as `scifact/train`.
+        max_bad_lines: Malformed lines of a file that may be skipped.
+
+    Raises:
+        FileNotFoundError: None of these.
+        ValueError: A folder with another number of .tsv files; what `read_training_tsv`,
+            `from_collection` and `load_collection` refuse.
+    """
+    name = str(name_or_file)
+    if name.endswith((".tsv", ".tsv.gz")):
+        here, there = Path(name), project_root() / name
+        return read_training_tsv(here if here.is_file() else there, max_bad_lines=max_bad_lines)
+    collection, slash, split = name.rpartition("/")
+    if slash:
+        return from_collection(load_collection(collection, split))
+    folder = find_data(name)
+    if name == "msmarco-tiny" and (folder is None or not any(folder.glob("*.tsv"))):
+        from dpr.data.download import download_msmarco_tiny
+
+        folder = download_msmarco_tiny(project_root() / "data")
+    if folder is None:
+        raise FileNotFoundError(
+            f"no training data {name!r}; known: msmarco-tiny, a folder in data/ or $DPR_DATA_DIR with a .tsv "
+            f"file, a .tsv file's path, or a collection's split such as scifact/train"
+        )
+    files = sorted(folder.glob("*.tsv"))
+    if len(files) != 1:
+        raise ValueError(f"{folder}: expected one .tsv file of training data, found {len(files)}")
+    return read_training_tsv(files[0], name, max_bad_lines)

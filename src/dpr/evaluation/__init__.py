@@ -1,0 +1,1 @@
+"""Metrics, significance, and a look at single queries."""

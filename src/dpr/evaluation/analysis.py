@@ -1,0 +1,107 @@
+"""Looking into a run: on which queries it wins, and what its length bias is."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from dpr.data.collection import Collection
+from dpr.data.trec import ordered_hits
+from dpr.evaluation.metrics import evaluate
+
+
+class QueryDifference(NamedTuple):
+    """One query on which two runs differ.
+
+    Attributes:
+        query_id: The query.
+        query: Its text.
+        difference: The metric of the first run less that of the second.
+        first: The metric of the first run.
+        second: The metric of the second run.
+        relevant: The title (or first words) of the highest-graded relevant document, – if there is
+            none in the corpus.
+        first_rank: That document's rank in the first run, from 1; None where it is not in it.
+        second_rank: Its rank in the second run.
+    """
+
+    query_id: str
+    query: str
+    difference: float
+    first: float
+    second: float
+    relevant: str
+    first_rank: int | None
+    second_rank: int | None
+
+
+def query_differences(
+    collection: Collection,
+    first: Mapping[str, Mapping[str, float]],
+    second: Mapping[str, Mapping[str, float]],
+    metric: str = "nDCG@10",
+) -> list[QueryDifference]:
+    """Every judged query with what two runs make of it, largest win of the first run first.
+
+    Args:
+        collection: Queries, judgements and texts.
+        first: A run.
+        second: The run it is compared with.
+        metric: What is compared.
+
+    Raises:
+        ValueError: As `evaluate`.
+    """
+    values = [evaluate(collection.qrels, run, [metric]).per_query[metric] for run in (first, second)]
+    rows = []
+    for query_id, text in collection.queries.items():
+        relevant = {d: grade for d, grade in collection.qrels[query_id].items() if grade > 0}
+        best = max(relevant, key=lambda doc_id: (relevant[doc_id], doc_id), default="")
+        passage = collection.by_id.get(best)
+        shown = "–" if passage is None else passage.title or " ".join(passage.text.split()[:12]) + " …"
+        mine, theirs = values[0][query_id], values[1][query_id]
+        ranks = [_rank(run.get(query_id, {}), best) for run in (first, second)]
+        rows.append(QueryDifference(query_id, text, mine - theirs, mine, theirs, shown, *ranks))
+    return sorted(rows, key=lambda row: (-row.difference, row.query_id))
+
+
+def length_by_rank(
+    collection: Collection, run: Mapping[str, Mapping[str, float]], depth: int = 20
+) -> tuple[np.ndarray, float, float]:
+    """Give the median document length at each rank: does a system prefer short or long documents.
+
+    Args:
+        collection: The documents and judgements.
+        run: A run over the collection's queries.
+        depth: How many ranks to look at.
+
+    Returns:
+        Words at ranks 1 to depth, float [depth], NaN where no query has a hit there; the median
+        words of the collection's documents; the median words of the relevant ones, one value a
+        judgement.
+
+    Raises:
+        ValueError: No query of the run has a hit, or a hit is not in the collection.
+    """
+    words = {p.doc_id: len(p.contents.split()) for p in collection.passages}
+    lengths = np.full((len(run), depth), np.nan)
+    for row, scores in enumerate(run.values()):
+        docs = [d for d, _ in ordered_hits(scores)[:depth]]
+        if not words.keys() >= set(docs):
+            raise ValueError(f"a hit of the run is not in {collection.name}: a run over other documents?")
+        lengths[row, : len(docs)] = [words[d] for d in docs]
+    if np.isnan(lengths).all():
+        raise ValueError("the run has no hits")
+    kept = ~np.isnan(lengths).all(axis=0)
+    by_rank = np.full(depth, np.nan)
+    by_rank[kept] = np.nanmedian(lengths[:, kept], axis=0)
+    relevant = [
+        words[d] for grades in collection.qrels.values() for d, g in grades.items() if g > 0 and d in words
+    ]
+    return by_rank, float(np.median(list(words.values()))), float(np.median(relevant))
+
+
+def _rank(scores: Mapping[str, float], doc_id: str) -> int | None:
+    """A document's rank, from 1, or None."""
+    docs = [d for d, _ in ordered_hits(scores)]
+    return docs.index(doc_id) + 1 if doc_id in scores else None

@@ -1,0 +1,159 @@
+"""Metrics: of a run against judgements, through ranx, and of generated texts against references."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dpr.data.trec import Qrels, ordered_hits
+
+METRICS = ("nDCG@10", "RR@10", "R@100", "R@1000", "AP@1000", "P@10", "judged@10")
+RANX_NAMES = {
+    "nDCG": "ndcg",
+    "RR": "reciprocal_rank",
+    "R": "recall",
+    "AP": "average_precision",
+    "P": "precision",
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run's metrics.
+
+    Attributes:
+        means: metric → mean over all judged queries, from 0 to 1.
+        per_query: metric → query_id → value; every judged query is there.
+        num_queries: Judged queries, the number each mean divides by.
+        num_missing: Judged queries for which the run has no hit; each counts as 0.
+    """
+
+    means: dict[str, float]
+    per_query: dict[str, dict[str, float]]
+    num_queries: int
+    num_missing: int
+
+
+def evaluate(
+    qrels: Qrels, run: Mapping[str, Mapping[str, float]], metrics: Sequence[str] = METRICS
+) -> Evaluation:
+    """Score a run against judgements as trec_eval does, but over all judged queries.
+
+    Hits are ordered by `ordered_hits`, whatever their order in `run`. A judged query without hits
+    counts 0; queries without judgements are left out. Grades below 0 count as 0. nDCG takes the
+    grade as gain (trec_eval's, not 2^grade − 1).
+
+    Args:
+        qrels: Judgements, at least one query.
+        run: Scores, larger is better. A cutoff deeper than the run was made measures the run as
+            it is: cut runs have no meaningful R@1000.
+        metrics: Names with a cutoff: nDCG@k, RR@k, R@k, AP@k, P@k, and judged@k, the share of the
+            k best hits that are judged at all.
+
+    Raises:
+        ValueError: No judgements, an unknown metric, or a run none of whose queries is judged.
+
+    Source: Järvelin and Kekäläinen 2002 (nDCG); https://github.com/usnistgov/trec_eval.
+
+    >>> evaluate({"q1": {"a": 1}, "q2": {"b": 1}}, {"q1": {"a": 2.0, "b": 1.0}}, ["RR@10"]).means
+    {'RR@10': 0.5}
+    """
+    if not qrels:
+        raise ValueError("no judgements: nothing to evaluate against")
+    cutoffs = {metric: split_metric(metric) for metric in metrics}
+    judged = {q: run[q] for q in qrels if run.get(q)}
+    if not judged:
+        raise ValueError(f"the run's {len(run)} queries and the {len(qrels)} judged ones have none in common")
+    ranked = {q: [doc_id for doc_id, _ in ordered_hits(scores)] for q, scores in judged.items()}
+    graded = {q: docs for q, docs in ranked.items() if qrels[q]}  # ranx refuses empty judgements
+    by_ranx = {metric: cutoff for metric, cutoff in cutoffs.items() if cutoff[0] != "judged"}
+    values = _ranx_per_query(qrels, graded, by_ranx)
+    per_query = {}
+    for metric, (name, k) in cutoffs.items():
+        if name == "judged":
+            found = {
+                q: sum(d in qrels[q] for d in docs[:k]) / min(k, len(docs)) for q, docs in ranked.items()
+            }
+        else:
+            found = values[metric]
+        per_query[metric] = {q: float(found.get(q, 0.0)) for q in qrels}
+    means = {metric: sum(scores.values()) / len(qrels) for metric, scores in per_query.items()}
+    return Evaluation(means, per_query, len(qrels), len(qrels) - len(judged))
+
+
+def split_metric(metric: str) -> tuple[str, int]:
+    """Take `nDCG@10` apart into its name and cutoff.
+
+    Raises:
+        ValueError: A name that is not ours, or a cutoff that is no whole number of at least 1.
+    """
+    name, _, cutoff = metric.partition("@")
+    if (name not in RANX_NAMES and name != "judged") or not cutoff.isdecimal() or int(cutoff) < 1:
+        known = ", ".join(f"{n}@k" for n in (*RANX_NAMES, "judged"))
+        raise ValueError(f"unknown metric {metric!r}; known are {known} with k of at least 1")
+    return name, int(cutoff)
+
+
+def _ranx_per_query(
+    qrels: Qrels, ranked: Mapping[str, Sequence[str]], cutoffs: Mapping[str, tuple[str, int]]
+) -> dict[str, dict[str, float]]:
+    """Ranx's values by metric and query, for queries with hits.
+
+    It is given arrays, for which its compiled code is kept between processes; for its own Qrels and Run
+    it compiles anew in each.
+    """
+    if not cutoffs or not ranked:
+        return {metric: {} for metric in cutoffs}
+    deepest = max(k for _, k in cutoffs.values())
+    # Rows of (document, grade), documents numbered by falling grade; −1 for none and for those not judged
+    judged = np.full((len(ranked), max(len(qrels[q]) for q in ranked), 2), (-1.0, 0.0))
+    hits = np.full((len(ranked), min(deepest, max(map(len, ranked.values()))), 2), -1.0)
+    for row, (query_id, docs) in enumerate(ranked.items()):
+        grades = sorted(qrels[query_id].items(), key=lambda item: -item[1])
+        numbers = {doc_id: number for number, (doc_id, _) in enumerate(grades)}
+        judged[row, : len(grades)] = [(number, grade) for number, (_, grade) in enumerate(grades)]
+        found = docs[:deepest]
+        hits[row, : len(found), 0] = [numbers.get(doc_id, -1) for doc_id in found]
+    import ranx  # two seconds
+
+    values = {m: getattr(ranx.metrics, RANX_NAMES[name])(judged, hits, k) for m, (name, k) in cutoffs.items()}
+    return {metric: dict(zip(ranked, found, strict=True)) for metric, found in values.items()}
+
+
+ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
+
+
+def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Score one text for each of N inputs against one reference or more.
+
+    BLEU is of the corpus: n-gram counts are summed over all texts before they are divided, so it is no
+    mean over texts or batches. ROUGE is the mean over texts of the F1 with the nearest reference.
+
+    Args:
+        texts: N generated texts.
+        references: For each at least one; their number may differ.
+
+    Returns:
+        `BLEU`, `ROUGE-1`, `ROUGE-2` and `ROUGE-L`, each from 0 to 100.
+
+    Raises:
+        ValueError: Other numbers of texts and references, none at all, or a text without a reference.
+
+    Source: Post 2018, A call for clarity in reporting BLEU scores; Lin 2004, ROUGE.
+    """
+    import sacrebleu
+    from rouge_score.rouge_scorer import RougeScorer
+
+    if len(texts) != len(references) or not len(texts):
+        raise ValueError(f"got {len(texts)} texts and references for {len(references)}")
+    without = [number for number, found in enumerate(references) if isinstance(found, str) or not found]
+    if without:
+        raise ValueError(f"text {without[0]} needs a list of references with at least one")
+    most = max(map(len, references))
+    columns = [[found[i] if i < len(found) else None for found in references] for i in range(most)]
+    scores = {"BLEU": sacrebleu.corpus_bleu(list(texts), columns).score}
+    scorer = RougeScorer(list(ROUGE.values()))
+    found = [scorer.score_multi(refs, text) for text, refs in zip(texts, references, strict=True)]
+    for name, theirs in ROUGE.items():
+        scores[name] = 100 * sum(score[theirs].fmeasure for score in found) / len(found)
+    return scores

@@ -1,0 +1,1 @@
+"""What only the notebooks and the README of this repository need."""

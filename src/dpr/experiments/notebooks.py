@@ -1,0 +1,194 @@
+"""Executes the numbered notebooks, each in a fresh kernel: `python -m dpr.experiments.notebooks`."""
+
+import argparse
+import ast
+import base64
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from dpr.data.loading import project_root
+from dpr.experiments.profiles import get_profile
+from dpr.files import atomic_path
+from dpr.provenance import hardware
+
+PARAMETER = re.compile(r"^([A-Z][A-Z0-9_]*)(\s*=\s*)(.+?)(\s*#.*)?$")
+RENDERED = re.compile(r"^\*Rendered .*\*$", re.MULTILINE)
+
+
+def set_parameters(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> None:
+    """Put values into the cell tagged `parameters`, in place.
+
+    Written there, not in a cell added behind it, so that a rendered notebook is what a reader runs.
+
+    Args:
+        notebook: With one cell tagged `parameters`, of lines `NAME = literal  # comment`.
+        values: Name → literal.
+
+    Raises:
+        ValueError: No such cell, or a name that it does not have.
+    """
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ValueError(f"expected one cell tagged parameters, found {len(cells)}")
+    lines = cells[0].source.splitlines()
+    known = {}
+    for row, line in enumerate(lines):
+        match = PARAMETER.match(line)
+        if match:
+            ast.literal_eval(match.group(3))
+            known[match.group(1)] = (row, match)
+    unknown = set(values) - set(known)
+    if unknown:
+        raise ValueError(
+            f"the notebook has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}"
+        )
+    for name, value in values.items():
+        row, match = known[name]
+        literal = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+        lines[row] = f"{name}{match.group(2)}{literal}{match.group(4) or ''}"
+    cells[0].source = "\n".join(lines)
+
+
+def clean(notebook: nbformat.NotebookNode, note: str) -> None:
+    """Leave only what a reader needs in the outputs, in place.
+
+    Progress bars and other standard error, widgets, timings and run records go; the line
+    `*Rendered …*` of the first cell says `note`.
+    """
+    first = notebook.cells[0]
+    first.source = RENDERED.sub(f"*Rendered {note}*", first.source)
+    for cell in notebook.cells:
+        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                data = output.get("data", {})
+                data.pop("application/vnd.jupyter.widget-view+json", None)
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+
+
+def run_notebook(path: Path, target: Path, parameters: dict[str, Any]) -> float:
+    """Run a notebook in a fresh kernel and write it, cleaned, to `target`.
+
+    Args:
+        path: The notebook.
+        target: Where the result goes; after an error, what ran so far goes beside it as
+            `<name>.failed.ipynb`.
+        parameters: Name → literal, put in its parameters cell.
+
+    Returns:
+        Seconds it took.
+
+    Raises:
+        papermill.PapermillExecutionError: A cell raised.
+    """
+    import papermill
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    notebook = nbformat.read(path, as_version=4)
+    set_parameters(notebook, parameters)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        source, executed = Path(folder) / path.name, Path(folder) / "executed.ipynb"
+        nbformat.write(notebook, source)
+        try:
+            papermill.execute_notebook(
+                source,
+                executed,
+                cwd=path.parent,
+                kernel_name="python3",
+                request_save_on_cell_execute=False,
+                extra_arguments=["--IPKernelApp.log_level=50"],  # its remarks on transport and shutdown
+            )
+        except papermill.PapermillExecutionError:
+            executed.replace(target.with_suffix(".failed.ipynb"))
+            raise
+        seconds = time.perf_counter() - start
+        done = nbformat.read(executed, as_version=4)
+    profile = parameters.get("PROFILE", "")
+    clean(done, f"on `{profile}` in {seconds / 60:.1f} minutes on {hardware()}.")
+    with atomic_path(target) as temporary:
+        nbformat.write(done, temporary)
+    return seconds
+
+
+def extract_figures(notebook: Path, folder: Path) -> list[Path]:
+    """Write each image of a run notebook to `folder/<notebook>-<n>.png` and say where."""
+    outputs = [o for cell in nbformat.read(notebook, as_version=4).cells for o in cell.get("outputs", [])]
+    images = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
+    paths = []
+    for number, image in enumerate(images, start=1):
+        paths.append(folder / f"{notebook.stem}-{number}.png")
+        with atomic_path(paths[-1]) as temporary:
+            temporary.write_bytes(base64.b64decode(image))
+    return paths
+
+
+def run_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
+    """Run all notebooks in order: `run` and `runs` into build/<profile>, `render` in place.
+
+    Args:
+        command: `run` keeps everything in build/<profile>; `runs` writes run files to runs/ and the
+            notebooks to build/<profile>; `render` writes both over the committed files.
+        profile: As `get_profile` takes it.
+        only: Numbers of the notebooks to run, as `02`; empty for all.
+
+    Raises:
+        ValueError: An unknown profile.
+        FileNotFoundError: No notebooks here: not started in the repository.
+    """
+    get_profile(profile)
+    root = project_root()
+    paths = [p for p in sorted((root / "notebooks").glob("[0-9]*.ipynb")) if not only or p.name[:2] in only]
+    if not paths:
+        raise FileNotFoundError(f"{root / 'notebooks'}: no notebooks; start this in the repository")
+    build = root / "build" / Path(profile).name
+    if os.environ.get("DPR_DATA_DIR"):  # kernels start in notebooks/
+        os.environ["DPR_DATA_DIR"] = str(Path(os.environ["DPR_DATA_DIR"]).resolve())
+    figures = []
+    for path in paths:
+        target = path if command == "render" else build / "notebooks" / path.name
+        print(f"{path.name} on {profile} …", flush=True)
+        output = str(build) if command == "run" else ""
+        if command == "render":
+            seconds = run_notebook(path, target, {"PROFILE": profile})
+        else:
+            seconds = run_notebook(path, target, {"PROFILE": profile, "OUTPUT": output})
+            figures += extract_figures(target, build / "figures")
+        print(f"{path.name} done in {seconds:.0f} s", flush=True)
+    if command == "run":
+        from dpr.experiments.report import results_table
+
+        for folder in sorted((build / "runs").iterdir()):
+            print(f"\n{results_table(folder)}\n")
+        print(f"notebooks: {build / 'notebooks'}\nruns:      {build / 'runs'}")
+        print(f"figures:   {build / 'figures'} ({len(figures)})")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; see `make help` for its usual calls."""
+    parser = argparse.ArgumentParser(prog="python -m dpr.experiments.notebooks", description=__doc__)
+    parser.add_argument("command", choices=["run", "render", "runs"])
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--only", nargs="*", default=[], help="numbers of the notebooks to run, as 02")
+    given = parser.parse_args(arguments)
+    try:
+        run_all(given.command, given.profile, given.only)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""The notebooks' and the README's figures; each function draws one and returns it."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from dpr.search.ann import AnnResult, pareto
+from dpr.search.bm25 import Tuning
+
+SIZE = (6.0, 3.5)  # inches
+BLUE, GREY, RED = "#3b6ea5", "#8a8a8a", "#c0504d"
+COLOURS = (BLUE, RED, "#5a9e6f", "#8064a2", "#d99a3d", "#4bacc6")
+
+
+class Plot(Figure):
+    """A figure that notebooks show as PNG whatever the backend; pyplot does not hold on to it."""
+
+    def _repr_png_(self) -> bytes:
+        stream = io.BytesIO()
+        self.savefig(stream, format="png", dpi=100)
+        return with_palette(stream.getvalue())
+
+
+def with_palette(png: bytes) -> bytes:
+    """The same picture in at most 128 colours: a quarter of the bytes, for notebooks in a repository."""
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _axes(title: str, xlabel: str, ylabel: str, size=SIZE):
+    """A figure with one set of axes."""
+    figure = Plot(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def plot_token_lengths(lengths: np.ndarray, max_length: int, title: str) -> Plot:
+    """Histogram of document lengths in tokens, int [N], with the length they are cut at."""
+    figure, axes = _axes(title, "tokens in a document", "documents")
+    axes.hist(np.minimum(lengths, np.percentile(lengths, 99.5)), bins=50, color=BLUE)
+    axes.axvline(max_length, color=RED, label=f"cut at {max_length}")
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_tuning(tuning: Tuning, default: tuple[float, float], title: str) -> Plot:
+    """Heat map of the metric over k1 and b; the best setting and the default one are framed."""
+    k1_values = sorted({k1 for k1, _ in tuning.grid})
+    b_values = sorted({b for _, b in tuning.grid})
+    grid = np.array([[tuning.grid[k1, b] for k1 in k1_values] for b in b_values])
+    figure, axes = _axes(title, "k1", "b")
+    image = axes.imshow(grid, origin="lower", aspect="auto", cmap="Blues")
+    axes.set_xticks(range(len(k1_values)), k1_values)
+    axes.set_yticks(range(len(b_values)), b_values)
+    middle = (grid.min() + grid.max()) / 2
+    for (row, column), value in np.ndenumerate(grid):
+        colour = "white" if value > middle else "black"
+        axes.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=8, color=colour)
+    for (k1, b), colour, label in ((default, GREY, "default"), ((tuning.k1, tuning.b), RED, "best on dev")):
+        if k1 in k1_values and b in b_values:
+            corner = (k1_values.index(k1) - 0.5, b_values.index(b) - 0.5)
+            axes.add_patch(_frame(corner, colour, label))
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    figure.colorbar(image, label=f"{tuning.metric}, {tuning.num_queries} {tuning.split} queries", pad=0.02)
+    return figure
+
+
+def _frame(corner, colour: str, label: str):
+    """The outline of one cell."""
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, 1, 1, fill=False, edgecolor=colour, linewidth=2.5, label=label)
+
+
+def plot_differences(differences: Sequence[float], metric: str, title: str) -> Plot:
+    """One bar a query, float [Q], sorted: how often and how far one system beats the other."""
+    figure, axes = _axes(title, "queries, sorted", f"difference in {metric}")
+    values = np.sort(np.asarray(differences))[::-1]
+    axes.bar(np.arange(len(values)), values, width=1.0, color=np.where(values >= 0, BLUE, RED))
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.axhline(values.mean(), color=GREY, linestyle="--", label=f"mean {values.mean():+.3f}")
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_length_by_rank(
+    by_rank: Mapping[str, np.ndarray], collection_median: float, relevant_median: float, title: str
+) -> Plot:
+    """Median words at each rank, float [depth] a system, beside the collection and the relevant ones."""
+    figure, axes = _axes(title, "rank", "median words in a document")
+    for (system, words), colour in zip(by_rank.items(), COLOURS, strict=False):
+        axes.plot(np.arange(1, len(words) + 1), words, marker="o", markersize=3, color=colour, label=system)
+    axes.axhline(collection_median, color=GREY, linestyle="--", label="all documents")
+    axes.axhline(relevant_median, color="black", linestyle=":", label="relevant documents")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def plot_ann(results: Sequence[AnnResult], title: str) -> Plot:
+    """Speed over recall of every kind and setting beside exact search, with the Pareto front."""
+    figure, axes = _axes(title, "recall@10 against exact search", "queries a second, all at once")
+    front = pareto(results)
+    axes.plot([r.recall_10 for r in front], [r.queries_per_s for r in front], color="black", linewidth=0.8)
+    kinds = dict.fromkeys(r.kind for r in results)
+    for kind, colour in zip(kinds, ("black", *COLOURS), strict=False):
+        rows = [r for r in results if r.kind == kind]
+        axes.scatter(
+            [r.recall_10 for r in rows],
+            [r.queries_per_s for r in rows],
+            color=colour,
+            marker="*" if kind == "exact" else "o",
+            s=120 if kind == "exact" else 22,
+            label=kind,
+            zorder=3,
+        )
+    axes.axvline(0.99, color=GREY, linestyle=":", linewidth=0.8)
+    axes.set_yscale("log")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def plot_systems(
+    values: Mapping[str, np.ndarray], published: Mapping[str, float], metric: str, title: str, axes=None
+) -> Plot:
+    """Mean of each system's per-query values, float [Q], with a 95 % interval and the published figure.
+
+    Args:
+        values: System → per-query values, best system first.
+        published: System → the figure that others published, where there is one.
+        metric: The metric's name, for the axis.
+        title: The answer, in words.
+        axes: Axes to draw on; by default a figure of its own.
+
+    Returns:
+        The figure. The interval is of the mean, over queries; it says how far other queries of the
+        kind could move a bar, not whether two systems differ: that needs the paired test.
+    """
+    figure = axes.figure if axes else None
+    if axes is None:
+        figure, axes = _axes("", metric, "")
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.set_xlabel(metric)
+    axes.spines[["top", "right"]].set_visible(False)
+    systems = list(values)[::-1]
+    means = [values[s].mean() for s in systems]
+    errors = [1.96 * values[s].std(ddof=1) / np.sqrt(len(values[s])) for s in systems]
+    axes.barh(systems, means, xerr=errors, color=BLUE, height=0.6, error_kw={"ecolor": GREY, "capsize": 3})
+    for row, (system, mean) in enumerate(zip(systems, means, strict=True)):
+        axes.text(0.01, row, f"{mean:.3f}", va="center", color="white", fontsize=9)
+        if system in published:
+            axes.plot([published[system]] * 2, [row - 0.4, row + 0.4], color=RED, linewidth=2)
+    if any(system in published for system in systems):
+        axes.plot([], [], color=RED, linewidth=2, label="published")
+        axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
+    axes.set_xlim(left=0)
+    return figure
+
+
+def plot_overfit(losses: Mapping[str, Sequence[float]], chance: float, below: float, title: str) -> Plot:
+    """Training loss over the steps, float [steps] a variant, with chance and what it must fall below."""
+    figure, axes = _axes(title, "step", "training loss")
+    for (name, values), colour in zip(losses.items(), COLOURS, strict=False):
+        steps = np.arange(1, len(values) + 1)
+        axes.plot(steps, np.maximum(values, 1e-5), color=colour, label=name, marker="o", markersize=3)
+    axes.axhline(chance, color=GREY, linestyle="--", label=f"chance, ln B = {chance:.2f}")
+    axes.axhline(below, color="black", linestyle=":", label=f"must fall below {below:.3f}")
+    axes.set_yscale("log")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def plot_training(history: Sequence[Mapping[str, float]], metric: str, title: str) -> Plot:
+    """Four panels over the steps of a run: losses, learning rate, the metric, gradient norm.
+
+    Args:
+        history: What was logged; chance is drawn where it is in it.
+        metric: One that was evaluated.
+        title: The figure's.
+    """
+    figure = Plot(figsize=(8.0, 5.0), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    train = [line for line in history if "loss" in line]
+    found = [line for line in history if "eval_loss" in line]
+    panels = (
+        ("loss", (("loss", train, "training"), ("eval_loss", found, "validation"))),
+        (f"{metric} in validation", ((f"eval_{metric}", found, metric),)),
+        ("learning rate", (("learning_rate", train, "learning rate"),)),
+        ("gradient norm", (("grad_norm", train, "gradient norm"),)),
+    )
+    for axes, (ylabel, lines) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        for (field, rows, label), colour in zip(lines, COLOURS, strict=False):
+            values = [(row["step"], row[field]) for row in rows]
+            axes.plot(*zip(*values, strict=True), color=colour, label=label, marker="o", markersize=2)
+        axes.set_xlabel("step")
+        axes.set_ylabel(ylabel)
+        axes.spines[["top", "right"]].set_visible(False)
+    panel = figure.axes[0]
+    if "chance_loss" in train[0]:
+        panel.axhline(train[0]["chance_loss"], color=GREY, linestyle="--", label="chance in training")
+        panel.axhline(found[0]["eval_chance_loss"], color=GREY, linestyle=":", label="chance in validation")
+    panel.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def plot_by_number(
+    curves: Mapping[str, Mapping[int, float]], baseline: float, xlabel: str, ylabel: str, title: str
+) -> Plot:
+    """A line a variant over a growing number, such as queries a passage, with the value without any."""
+    figure, axes = _axes(title, xlabel, ylabel)
+    for (name, values), colour in zip(curves.items(), COLOURS, strict=False):
+        axes.plot(list(values), list(values.values()), color=colour, marker="o", markersize=4, label=name)
+    axes.axhline(baseline, color=GREY, linestyle="--", label="without")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def plot_loss_and_metric(
+    histories: Mapping[str, Sequence[Mapping[str, float]]], metric: str, title: str
+) -> Plot:
+    """Each evaluation of some runs as a point: validation loss across, the metric of the pool up."""
+    figure, axes = _axes(title, "validation loss", f"{metric} of the pool")
+    for (name, history), colour in zip(histories.items(), COLOURS, strict=False):
+        found = [line for line in history if "eval_loss" in line]
+        losses, values = ([line[field] for line in found] for field in ("eval_loss", f"eval_{metric}"))
+        axes.plot(losses, values, color=colour, marker="o", markersize=4, linewidth=0.8, label=name)
+        axes.annotate("last", (losses[-1], values[-1]), fontsize=7, textcoords="offset points", xytext=(4, 4))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure

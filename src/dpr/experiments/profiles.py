@@ -1,0 +1,245 @@
+"""The profiles: the same notebooks, from two cores and no network to the full task on a GPU."""
+
+from dataclasses import dataclass, field, replace
+
+from dpr.training.settings import GeneratorSettings, TrainingSettings
+
+
+@dataclass(frozen=True)
+class QueryWriting:
+    """How queries are written for passages, to expand them.
+
+    Args:
+        checkpoint: The T5-like checkpoint that is trained; None: two stand-ins that need no download, the
+            better of which is used.
+        sets: Questions with answers to learn from, beside the profile's training set.
+        most_queries: Of each set of pairs or triples among those at most so many queries, at random.
+        held_out: Of all queries, so many to select by.
+        training: How, apart from the seed.
+        passage_max_length: Tokens a passage is cut at.
+        query_max_length: Tokens a query is cut at, and ended at when written.
+        decoder_layers: Of the stand-in that starts from an encoder.
+        vocab_size: Most pieces of the tokenizer of the stand-in that starts from nothing.
+        num_queries: Numbers of queries a passage to compare, growing.
+
+    Raises:
+        ValueError: Numbers that do not grow.
+    """
+
+    checkpoint: str | None = None
+    sets: tuple[str, ...] = ()
+    most_queries: int = 4000
+    held_out: int = 500
+    training: GeneratorSettings = field(default_factory=GeneratorSettings)
+    passage_max_length: int = 200
+    query_max_length: int = 24
+    decoder_layers: int = 2
+    vocab_size: int = 8000
+    num_queries: tuple[int, ...] = (1, 5, 10, 20, 40)
+
+    def __post_init__(self):
+        if not self.num_queries or list(self.num_queries) != sorted(set(self.num_queries)):
+            raise ValueError(f"num_queries must be numbers that grow, got {self.num_queries}")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything that a notebook takes from its one knob, `PROFILE`.
+
+    Args:
+        name: The knob's value.
+        collection: What `load_collection` is given: a name, or a folder in BEIR layout.
+        training_set: What the bi-encoder is fine-tuned on: `train` for the collection's own
+            train judgements, or the name of a set of triples.
+        base_model: The checkpoint that fine-tuning starts from.
+        encoders: Ready bi-encoders to measure; the first is the one looked at closely.
+        depth: Hits a query in a run before it is cut for keeping.
+        query_max_length: Tokens a query is cut at.
+        passage_max_length: Tokens a passage is cut at.
+        training: How the bi-encoder is fine-tuned, apart from the seed.
+        training_length: Tokens a passage is cut at in training; shorter than in search it is quicker.
+        hard_negatives: Whether BM25's finds are hard negatives; a set of triples keeps its own.
+        pool_size: Passages of the pool that validation searches; more where the relevant ones are more.
+        pool_queries: Validation queries that search it.
+        factors: Whether fine-tuning is also varied by one factor at a time, which takes an hour on a CPU.
+        triples: Triples about other texts to train on too, for search without any of the collection's
+            own judgements; used where the data folder has them.
+        writing: How queries are written to expand passages with.
+        seeds: One training run each; the first also seeds everything else.
+        num_passages: Cut the collection to so many passages; None keeps all.
+        num_queries: Cut to so many queries of a split; None keeps all.
+
+    Raises:
+        ValueError: A size below 1 or no seed or encoder; names field and value.
+    """
+
+    name: str
+    collection: str
+    training_set: str = "train"
+    base_model: str = "all-MiniLM-L6-v2"
+    encoders: tuple[str, ...] = ("all-MiniLM-L6-v2",)
+    depth: int = 1000
+    query_max_length: int = 64
+    passage_max_length: int = 256
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    training_length: int = 128
+    hard_negatives: bool = True
+    pool_size: int = 1000
+    pool_queries: int = 200
+    factors: bool = False
+    triples: str | None = None
+    writing: QueryWriting = field(default_factory=QueryWriting)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    num_passages: int | None = None
+    num_queries: int | None = None
+
+    def __post_init__(self):
+        for name in (
+            "depth",
+            "query_max_length",
+            "passage_max_length",
+            "training_length",
+            "pool_size",
+            "pool_queries",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"profile {self.name}: {name} must be at least 1, got {getattr(self, name)}")
+        for name in ("num_passages", "num_queries"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"profile {self.name}: {name} must be None or at least 1")
+        if not self.seeds or not self.encoders:
+            raise ValueError(f"profile {self.name}: at least one seed and one encoder are needed")
+
+
+# One generator for both small collections, without either's dev and test queries
+SMALL_WRITING = QueryWriting(
+    sets=("scifact/train", "nfcorpus/train", "medquad-pairs", "squad-triples"),
+    most_queries=500,
+    training=GeneratorSettings(
+        num_steps=1000,
+        batch_size=64,
+        queries_per_passage=2,
+        learning_rate=1e-3,
+        eval_every=250,
+        log_every=25,
+        metric="passage gain",
+        dropout=0.0,
+        precision="bfloat16",
+    ),
+    passage_max_length=128,
+    num_queries=(1, 5, 10, 20),
+)
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile(
+            "sample",
+            "docstrings",
+            training=TrainingSettings(num_steps=30, eval_every=10, dropout=0.0),
+            training_length=96,
+            pool_size=300,
+            pool_queries=100,
+            passage_max_length=128,
+            writing=QueryWriting(
+                held_out=60,
+                training=GeneratorSettings(
+                    num_steps=40, eval_every=20, batch_size=16, learning_rate=1e-3, dropout=0.0
+                ),
+                passage_max_length=64,
+                query_max_length=16,
+                num_queries=(1, 3),
+            ),
+            num_passages=1000,
+            num_queries=200,
+            seeds=(0,),
+        ),
+        Profile(
+            "smoke",
+            "docstrings",
+            training=TrainingSettings(num_steps=4, batch_size=8, eval_every=2, log_every=1, dropout=0.0),
+            training_length=32,
+            pool_size=50,
+            pool_queries=10,
+            factors=True,
+            passage_max_length=64,
+            writing=QueryWriting(
+                held_out=10,
+                training=GeneratorSettings(
+                    num_steps=16, eval_every=8, log_every=1, batch_size=8, learning_rate=1e-3
+                ),
+                passage_max_length=32,
+                query_max_length=8,
+                decoder_layers=1,
+                vocab_size=600,
+                num_queries=(1, 2),
+            ),
+            num_passages=300,
+            num_queries=40,
+            seeds=(0,),
+        ),
+        Profile(
+            "scifact",
+            "scifact",
+            training=TrainingSettings(
+                num_epochs=5, eval_every=20, log_every=5, dropout=0.0, precision="bfloat16"
+            ),
+            training_length=200,
+            pool_size=600,
+            pool_queries=100,
+            factors=True,
+            triples="squad-triples",
+            writing=SMALL_WRITING,
+        ),
+        Profile(
+            "nfcorpus",
+            "nfcorpus",
+            training=TrainingSettings(
+                num_steps=200,
+                batch_size=288,
+                queries_per_passage=6,
+                all_positives=True,
+                symmetric=True,
+                learning_rate=5e-5,
+                eval_every=50,
+                dropout=0.0,
+                precision="bfloat16",
+            ),
+            training_length=200,
+            hard_negatives=False,
+            pool_queries=100,
+            triples="squad-triples",
+            writing=SMALL_WRITING,
+        ),
+        Profile(
+            "trec-covid",
+            "trec-covid",
+            training_set="msmarco-tiny",
+            base_model="microsoft/MiniLM-L12-H384-uncased",
+            encoders=("all-MiniLM-L12-v2", "all-mpnet-base-v2"),
+            training=TrainingSettings(num_epochs=10, batch_size=128, learning_rate=5e-5, eval_every=80),
+            writing=QueryWriting(
+                checkpoint="t5-base",
+                training=GeneratorSettings(num_epochs=3, learning_rate=1e-4, eval_every=200),
+                num_queries=(1, 5, 10),
+            ),
+        ),
+    )
+}
+
+
+def get_profile(name: str) -> Profile:
+    """The profile called `name`, or one for a folder in BEIR layout.
+
+    Args:
+        name: `sample`, `scifact`, `nfcorpus`, `trec-covid`, `smoke` (for tests), or a folder's
+            path, which gets the settings of `scifact`, without what is there to make a point.
+
+    Raises:
+        ValueError: Neither a known name nor a path.
+    """
+    if name in PROFILES:
+        return PROFILES[name]
+    if "/" in name:
+        return replace(PROFILES["scifact"], name=name, collection=name, factors=False, triples=None)
+    raise ValueError(f"unknown profile {name!r}; known: {', '.join(PROFILES)}, or the path of a BEIR folder")

@@ -1,0 +1,202 @@
+"""Results as files: a run, what made it, and its metrics, side by side under runs/<collection>/."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dpr.data.collection import Collection
+from dpr.data.trec import Run, read_run, write_run
+from dpr.evaluation.metrics import METRICS, Evaluation, evaluate
+from dpr.files import read_lines, write_text
+from dpr.provenance import git_commit, hardware
+
+KEPT_DEPTH = 100  # hits a query in the kept run file; deeper metrics are in the table beside it
+
+
+@dataclass(frozen=True)
+class Result:
+    """One system on one collection, as read from `runs/`.
+
+    Attributes:
+        system: The system's name, the run's tag and the files' stem.
+        collection: The collection's name.
+        metadata: What made the run: see `save_result`.
+        evaluation: Metrics by query, over the full depth.
+        path: The run file; `run()` reads it.
+    """
+
+    system: str
+    collection: str
+    metadata: dict[str, Any]
+    evaluation: Evaluation
+    path: Path
+
+    def run(self) -> Run:
+        """The kept run, `KEPT_DEPTH` hits a query."""
+        return read_run(self.path)
+
+
+def save_result(
+    folder: Path | str,
+    run: Run,
+    collection: Collection,
+    *,
+    notebook: str,
+    config: Mapping[str, Any],
+    depth: int,
+    wall_s: float,
+    index_bytes: int | None = None,
+    seed: int | None = None,
+    ablation: bool = False,
+) -> Result:
+    """Write `<tag>.trec.gz` (the best 100 hits), `<tag>.json` and `<tag>.csv` (per-query metrics).
+
+    Args:
+        folder: `runs/<collection>`; made where missing.
+        run: At its full depth; its tag names the system.
+        collection: What was searched; its split, pool and fingerprints are recorded.
+        notebook: The notebook that made it, without ending.
+        config: The system's settings and, for a model, its fingerprint; JSON values.
+        depth: Hits asked for.
+        wall_s: Seconds the search took, encoding of queries included.
+        index_bytes: What the searched index takes; None where none is searched, as in a fusion.
+        seed: If anything was random.
+        ablation: A variant shown to make a point, left out of the results table.
+
+    Raises:
+        ValueError: What `write_run` and `evaluate` refuse.
+    """
+    evaluation = evaluate(collection.qrels, run, METRICS)
+    metadata = {
+        "system": run.tag,
+        "collection": collection.name,
+        "split": collection.split,
+        "pool": collection.pool,
+        "depth": depth,
+        "config": dict(config),
+        "fingerprints": {"passages": collection.fingerprint, "queries": collection.queries_fingerprint},
+        "metrics": {metric: round(mean, 6) for metric, mean in evaluation.means.items()},
+        "num_queries": evaluation.num_queries,
+        "num_missing": evaluation.num_missing,
+        "seed": seed,
+        "ablation": ablation,
+        "notebook": notebook,
+        "wall_s": round(wall_s, 4),
+        "index_bytes": index_bytes,
+        "made": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": git_commit(),
+        "hardware": hardware(),
+    }
+    return _write(Path(folder), run.truncated(KEPT_DEPTH), metadata, evaluation)
+
+
+def save_mean_of_seeds(system: str, results: Sequence[Result]) -> Result:
+    """Write a system trained several times: every metric is the mean over the seeds, query by query.
+
+    The run file is that of the first; `seeds` in the metadata has each seed's metrics.
+
+    Args:
+        system: The system's name; its files lie beside those of the seeds.
+        results: One a seed, over the same queries.
+
+    Raises:
+        ValueError: No result, a result without a seed, or results of other passages or queries.
+    """
+    if not results or any(result.metadata["seed"] is None for result in results):
+        raise ValueError(f"{system}: a mean over seeds needs results that each have a seed")
+    first = results[0]
+    for part in ("fingerprints", "num_queries", "depth"):
+        if any(result.metadata[part] != first.metadata[part] for result in results):
+            raise ValueError(f"{system}: the seeds' results have other {part}")
+    per_query = {
+        metric: {q: sum(r.evaluation.per_query[metric][q] for r in results) / len(results) for q in found}
+        for metric, found in first.evaluation.per_query.items()
+    }
+    means = {metric: sum(found.values()) / len(found) for metric, found in per_query.items()}
+    evaluation = Evaluation(means, per_query, first.evaluation.num_queries, first.evaluation.num_missing)
+    metadata = {
+        **first.metadata,
+        "system": system,
+        "metrics": {metric: round(mean, 6) for metric, mean in means.items()},
+        "seed": None,
+        "seeds": {str(r.metadata["seed"]): r.metadata["metrics"] for r in results},
+        "ablation": False,
+    }
+    return _write(first.path.parent, Run(first.run(), system), metadata, evaluation)
+
+
+def _write(folder: Path, run: Run, metadata: dict[str, Any], evaluation: Evaluation) -> Result:
+    """The three files of a result."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["query_id", *METRICS])
+    for query_id in next(iter(evaluation.per_query.values())):
+        writer.writerow([query_id, *(f"{evaluation.per_query[m][query_id]:.6g}" for m in METRICS)])
+    path = folder / f"{run.tag}.trec.gz"
+    write_run(path, run)
+    write_text(path.with_name(f"{run.tag}.csv"), table.getvalue())
+    write_text(path.with_name(f"{run.tag}.json"), json.dumps(metadata, indent=1, ensure_ascii=False) + "\n")
+    return Result(run.tag, metadata["collection"], metadata, evaluation, path)
+
+
+def load_result(folder: Path | str, system: str) -> Result:
+    """Read one system's files.
+
+    Raises:
+        FileNotFoundError: A file is missing; says which notebook makes runs.
+        ValueError: The table is malformed, or its means are not those in the .json.
+    """
+    folder = Path(folder)
+    paths = {ending: folder / f"{system}{ending}" for ending in (".trec.gz", ".json", ".csv")}
+    for path in paths.values():
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: missing; notebooks 02 (BM25), 04 and 05 (dense) write runs")
+    metadata = json.loads(paths[".json"].read_text(encoding="utf-8"))
+    per_query = _read_table(paths[".csv"], metadata["num_queries"])
+    means = {metric: sum(values.values()) / len(values) for metric, values in per_query.items()}
+    for metric, mean in means.items():
+        if not abs(mean - metadata["metrics"][metric]) <= 1e-5:
+            raise ValueError(
+                f"{paths['.csv']}: mean {metric} is {mean:.6f}, {paths['.json'].name} says otherwise"
+            )
+    evaluation = Evaluation(means, per_query, metadata["num_queries"], metadata["num_missing"])
+    return Result(system, metadata["collection"], metadata, evaluation, paths[".trec.gz"])
+
+
+def _read_table(path: Path, num_queries: int) -> dict[str, dict[str, float]]:
+    """Per-query metrics of a .csv, as metric → query_id → value."""
+    per_query: dict[str, dict[str, float]] = {metric: {} for metric in METRICS}
+    for number, line in read_lines(path):
+        row = next(csv.reader([line]))
+        if number == 1 and row != ["query_id", *METRICS]:
+            raise ValueError(f"{path}:1: expected the columns query_id, {', '.join(METRICS)}")
+        if len(row) != len(METRICS) + 1 or row[0] in per_query[METRICS[0]]:
+            raise ValueError(f"{path}:{number}: expected {len(METRICS) + 1} columns and each query once")
+        if number > 1:
+            for metric, value in zip(METRICS, row[1:], strict=True):
+                try:
+                    per_query[metric][row[0]] = float(value)
+                except ValueError:
+                    raise ValueError(f"{path}:{number}: {metric} {value!r} is not a number") from None
+    if len(per_query[METRICS[0]]) != num_queries:
+        raise ValueError(f"{path}: {len(per_query[METRICS[0]])} queries, its .json says {num_queries}")
+    return per_query
+
+
+def load_results(folder: Path | str, ablations: bool = False) -> dict[str, Result]:
+    """All systems in `runs/<collection>`, best nDCG@10 first; ablations only where asked for.
+
+    Raises:
+        FileNotFoundError: No run in the folder.
+    """
+    systems = [path.name.removesuffix(".trec.gz") for path in sorted(Path(folder).glob("*.trec.gz"))]
+    if not systems:
+        raise FileNotFoundError(f"{folder}: no runs; notebooks 02 (BM25), 04 and 05 (dense) write them")
+    results = [load_result(folder, system) for system in systems]
+    kept = [result for result in results if ablations or not result.metadata["ablation"]]
+    return {r.system: r for r in sorted(kept, key=lambda r: (-r.evaluation.means["nDCG@10"], r.system))}

@@ -1,0 +1,1 @@
+"""Queries written for passages, and documents expanded with them."""

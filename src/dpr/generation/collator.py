@@ -1,0 +1,128 @@
+"""From passages and their queries to a generator's batches, each passage read once."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers.modeling_outputs import BaseModelOutput
+
+from dpr.data.training_data import TrainingData
+from dpr.generation.generator import CPU_BATCH, QueryGenerator
+from dpr.models.batching import token_batches, tokenize
+from dpr.models.bi_encoder import PRECISIONS
+from dpr.training.dataset import Record
+
+IGNORED = -100  # the label of padding, which the loss leaves out
+
+
+class GeneratorCollator:
+    """Makes a batch of records: padded passages, and as labels the tokens of their queries.
+
+    All texts are tokenised once, when it is made.
+
+    Args:
+        generator: Whose tokenizer, prompt and lengths to use.
+        data: Where the records come from.
+        read_in: Read all passages now, in this precision (a key of `PRECISIONS`), for an encoder that is not
+            trained; None to leave that to `read_passages`.
+    """
+
+    def __init__(self, generator: QueryGenerator, data: TrainingData, read_in: str | None = None):
+        self.generator = generator
+        config, tokenizer = generator.config, generator.tokenizer
+        texts = list(data.passages.values())
+        rows, _ = tokenize(tokenizer, texts, config.prompt, config.passage_max_length, "truncate")
+        self.passages = dict(zip(data.passages, rows, strict=True))
+        end = generator.model.generation_config.eos_token_id
+        found = tokenizer([e.query for e in data.examples], add_special_tokens=False)["input_ids"]
+        self.labels = {
+            e.query_id: np.asarray([*ids[: config.query_max_length - 1], end])
+            for e, ids in zip(data.examples, found, strict=True)
+        }
+        self.hidden = {} if read_in is None else self._read(PRECISIONS[read_in])
+
+    @torch.no_grad()
+    def _read(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """doc_id → what the encoder makes of each token, [T, D], on the CPU."""
+        model, doc_ids, hidden = self.generator.model.eval(), list(self.passages), {}
+        device = model.device
+        lengths = [len(row["input_ids"]) for row in self.passages.values()]
+        with tqdm(total=len(doc_ids), desc="passages read", unit="passage") as bar:
+            for batch in token_batches(lengths, CPU_BATCH):
+                fields = self.generator.pad([self.passages[doc_ids[i]] for i in batch])
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    found = model.get_encoder()(**{name: f.to(device) for name, f in fields.items()})
+                for i, states in zip(batch, found.last_hidden_state.to("cpu", dtype), strict=True):
+                    hidden[doc_ids[i]] = states[: lengths[i]].clone()
+                bar.update(len(batch))
+        return hidden
+
+    def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
+        """Put B records into a batch.
+
+        Returns:
+            `input_ids` and `attention_mask` [P, T] of the passages, each once, and `hidden` [P, T, D] where
+            they have been read; `rows` [B], the passage of each record; `labels` [B, L] with −100 at
+            padding, and `decoder_input_ids` [B, L], what stands before each label.
+        """
+        place = {doc_id: row for row, doc_id in enumerate(dict.fromkeys(r.positive for r in records))}
+        labels = [torch.from_numpy(self.labels[record.example.query_id]) for record in records]
+        padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+        before = self.generator.model.prepare_decoder_input_ids_from_labels(padded)
+        passages = self.generator.pad([self.passages[doc_id] for doc_id in place])
+        rows = torch.tensor([place[record.positive] for record in records])
+        if self.hidden:
+            read = torch.nn.utils.rnn.pad_sequence([self.hidden[d] for d in place], batch_first=True)
+            missing = passages["attention_mask"].shape[1] - read.shape[1]  # padded to a multiple on a GPU
+            passages["hidden"] = torch.nn.functional.pad(read, (0, 0, 0, missing))
+        return {**passages, "rows": rows, "labels": padded, "decoder_input_ids": before}
+
+
+def read_passages(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What a model is given for a collator's batch: each passage read once for all of its queries.
+
+    Args:
+        model: The generator's.
+        batch: As `GeneratorCollator` makes it.
+
+    Returns:
+        `encoder_outputs` with `last_hidden_state` [B, T, D], `attention_mask` [B, T], and the labels.
+    """
+    mask, rows, hidden = batch["attention_mask"], batch["rows"], batch.get("hidden")
+    if hidden is None:
+        hidden = model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+    rest = {name: batch[name] for name in ("labels", "decoder_input_ids")}
+    return {"encoder_outputs": BaseModelOutput(hidden[rows]), "attention_mask": mask[rows], **rest}
+
+
+def token_loss(
+    model: torch.nn.Module,
+    batch: Mapping[str, torch.Tensor],
+    label_smoothing: float = 0.0,
+    num_tokens: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Cross-entropy of the queries' tokens; the head works on those N alone, [N, D], not on padding.
+
+    Args:
+        model: The generator's.
+        batch: As `GeneratorCollator` makes it.
+        label_smoothing: Share of the probability spread over all tokens.
+        num_tokens: What the sum is divided by; by default the tokens of the batch.
+
+    Returns:
+        One number, in nats.
+    """
+    inputs = read_passages(model, batch)
+    labels = inputs.pop("labels")
+    real = labels != IGNORED
+    head = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0][real],))
+    try:
+        logits = model(**inputs).logits
+    finally:
+        head.remove()
+    total = torch.nn.functional.cross_entropy(
+        logits.float(), labels[real], label_smoothing=label_smoothing, reduction="sum"
+    )
+    return total / (real.sum() if num_tokens is None else num_tokens)

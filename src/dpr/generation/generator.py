@@ -1,0 +1,316 @@
+"""A query generator: a sequence-to-sequence transformer that reads a passage and writes queries for it.
+
+Passages of like length share a batch, and on a CPU each core takes batches of its own. Sampling draws from
+a random state of each batch's own, so what is written depends on the block and the seed alone.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    EncoderDecoderModel,
+    LogitsProcessorList,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from dpr.files import atomic_folder, write_text
+from dpr.generation.decoding import Decoding, sampling
+from dpr.generation.learnt_tokenizer import learn_tokenizer
+from dpr.models.batching import MIN_LENGTH, one_ahead, pad_batch, token_batches, tokenize, workers
+from dpr.models.bi_encoder import PRECISIONS
+from dpr.models.checkpoint import find_checkpoint, quieten
+
+SETTINGS = "query_generator.json"
+SMALL_T5 = {"d_model": 256, "d_kv": 32, "d_ff": 1024, "num_layers": 4, "num_heads": 8}
+CPU_BATCH, GPU_BATCH = 2_048, 131_072  # tokens in a batch: those read and those that may be written
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """What a generator reads; saved with its weights.
+
+    Args:
+        passage_max_length: Tokens a passage is cut at, special tokens included.
+        query_max_length: Tokens a query is cut at in training.
+        prompt: Text put before every passage.
+
+    Raises:
+        ValueError: A length too short for any text.
+    """
+
+    passage_max_length: int
+    query_max_length: int
+    prompt: str = ""
+
+    def __post_init__(self):
+        for field in ("passage_max_length", "query_max_length"):
+            if getattr(self, field) < MIN_LENGTH:
+                raise ValueError(f"{field} must be at least {MIN_LENGTH} tokens, got {getattr(self, field)}")
+
+
+class QueryGenerator:
+    """Writes queries that a passage may be the answer to.
+
+    Made by `from_pretrained`, `warm_started` or `from_scratch`.
+
+    Args:
+        model: A transformers sequence-to-sequence model, in float32.
+        tokenizer: Its tokenizer.
+        name: The checkpoint's name.
+        config: What it reads.
+        precision: What it computes in when it writes: a key of `PRECISIONS`.
+    """
+
+    def __init__(self, model, tokenizer, name: str, config: GeneratorConfig, precision: str = "float32"):
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        tokenizer.padding_side = "right"
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.config, self.precision = config, precision
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_folder: str | Path, device: str | None = None, precision: str | None = None, **settings
+    ) -> "QueryGenerator":
+        """Load a T5-like checkpoint, or a folder that `save` wrote.
+
+        Args:
+            name_or_folder: A hub name, such as `castorini/doc2query-t5-base-msmarco`, or a folder.
+            device: `cuda`, `cpu`, …; by default a GPU where there is one.
+            precision: For writing; by default half on a GPU. The weights stay in float32.
+            **settings: Fields of `GeneratorConfig`, in the place of those saved; a checkpoint that
+                `save` did not write needs both lengths.
+
+        Raises:
+            ValueError: A setting that is missing, unknown or out of range.
+            FileNotFoundError: A folder that is not there.
+        """
+        quieten()
+        path = find_checkpoint(name_or_folder)
+        saved = {}
+        if (Path(path) / SETTINGS).is_file():
+            saved = json.loads((Path(path) / SETTINGS).read_text(encoding="utf-8"))
+        known = list(GeneratorConfig.__dataclass_fields__)
+        if set(settings) - set(known):
+            raise ValueError(f"unknown settings {sorted(set(settings) - set(known))}; known: {known}")
+        merged = saved | settings
+        missing = [field for field in known[:2] if field not in merged]
+        if missing:
+            raise ValueError(f"{path} does not say its {', '.join(missing)}; pass {missing[0]}=…")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = AutoModelForSeq2SeqLM.from_pretrained(path, dtype=torch.float32).to(device)
+        precision = precision or ("float32" if device == "cpu" else "bfloat16")
+        name = str(name_or_folder).rstrip("/").split("/")[-1]
+        return cls(model, AutoTokenizer.from_pretrained(path), name, GeneratorConfig(**merged), precision)
+
+    @classmethod
+    def warm_started(
+        cls,
+        name_or_folder: str | Path,
+        num_decoder_layers: int,
+        device: str | None = None,
+        **settings,
+    ) -> "QueryGenerator":
+        """An encoder-decoder made of an encoder's weights on both sides, to be trained.
+
+        The attention of the decoder to the passage is new. It starts as the mean over the passage's tokens,
+        what a bi-encoder was trained to be searched by, so that the passage counts from the first step;
+        from random weights a decoder learns the queries by heart before it looks at a passage.
+
+        Args:
+            name_or_folder: An encoder, as `find_checkpoint` takes it.
+            num_decoder_layers: The decoder has the encoder's first so many layers.
+            device: As in `from_pretrained`.
+            **settings: Fields of `GeneratorConfig`.
+
+        Source: Rothe, Narayan and Severyn 2020, Leveraging pre-trained checkpoints for sequence generation.
+        """
+        quieten()
+        path = find_checkpoint(name_or_folder)
+        model = EncoderDecoderModel.from_encoder_decoder_pretrained(
+            path, path, decoder_num_hidden_layers=num_decoder_layers
+        )
+        _attend_as_mean(model.decoder)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        for config in (model.config, model.generation_config):
+            config.decoder_start_token_id = tokenizer.cls_token_id
+            config.eos_token_id = tokenizer.sep_token_id
+            config.pad_token_id = tokenizer.pad_token_id
+        model.config.vocab_size = model.config.decoder.vocab_size
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        name = f"{str(name_or_folder).rstrip('/').split('/')[-1]}-writer"
+        return cls(model.float().to(device), tokenizer, name, GeneratorConfig(**settings))
+
+    @classmethod
+    def from_scratch(
+        cls, texts: Iterable[str], vocab_size: int, seed: int, device: str | None = None, **settings
+    ) -> "QueryGenerator":
+        """A small T5 with random weights, to be trained, and a tokenizer learnt from texts.
+
+        Args:
+            texts: Passages and queries like those it will read and write.
+            vocab_size: Most pieces that the tokenizer knows.
+            seed: Of the weights.
+            device: As in `from_pretrained`.
+            **settings: Fields of `GeneratorConfig`.
+
+        Source: Raffel et al. 2020 (T5).
+        """
+        quieten()
+        tokenizer = learn_tokenizer(texts, vocab_size)
+        config = T5Config(
+            vocab_size=len(tokenizer), decoder_start_token_id=tokenizer.pad_token_id, **SMALL_T5
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = T5ForConditionalGeneration(config)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(model.to(device), tokenizer, "small-t5", GeneratorConfig(**settings))
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over settings and weights."""
+        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+    def generate(self, passages: Sequence[str], decoding: Decoding, seed: int = 0) -> list[list[str]]:
+        """Write queries for passages, each cut at the passage length.
+
+        Args:
+            passages: N texts.
+            decoding: How.
+            seed: Of sampling.
+
+        Returns:
+            N lists of `num_queries` texts, by likelihood with `beam`. A query may be empty, or come twice.
+        """
+        if isinstance(passages, str):
+            raise ValueError("expected a list of texts, got one string")
+        if not passages:
+            return []
+        with tqdm(total=len(passages), desc=f"{self.name}: queries", unit="passage") as bar:
+            [(written, _)] = self.generate_blocks([passages], decoding, [seed], progress=bar.update)
+        return written
+
+    def generate_blocks(
+        self,
+        blocks: Iterable[Sequence[str]],
+        decoding: Decoding,
+        seeds: Iterable[int],
+        overflow: str = "truncate",
+        batch_tokens: int | None = None,
+        progress: Callable[[int], object] = lambda texts: None,
+    ) -> Iterator[tuple[list[list[str]], np.ndarray]]:
+        """Write queries for blocks of passages one by one, the next block tokenised meanwhile.
+
+        What is written for a block depends on that block and its seed alone.
+
+        Args:
+            blocks: Blocks of texts, best of hundreds: texts of like length share a batch.
+            decoding: How.
+            seeds: One a block.
+            overflow: What becomes of a passage beyond the length: `truncate` or `max_chunk`.
+            batch_tokens: Tokens in a batch, read and written ones; by default 2,048, on a GPU 131,072.
+            progress: Called with the number of passages newly done.
+
+        Yields:
+            For each block a list of queries a row, and int64 [rows], the passage that a row is of.
+        """
+        self.model.eval()
+        device = self.model.device.type
+        batch_tokens = batch_tokens or (CPU_BATCH if device == "cpu" else GPU_BATCH)
+        with workers(device) as pool, ThreadPoolExecutor(1) as ahead:
+            tokenised = (
+                ahead.submit(
+                    tokenize,
+                    self.tokenizer,
+                    block,
+                    self.config.prompt,
+                    self.config.passage_max_length,
+                    overflow,
+                )
+                for block in blocks
+            )
+            for (rows, owners), seed in zip(one_ahead(tokenised), seeds, strict=False):
+                beams = decoding.num_beams if decoding.method == "beam" else decoding.num_queries
+                costs = [len(row["input_ids"]) + beams * decoding.max_length for row in rows]
+                batches = token_batches(costs, batch_tokens)
+                begun = np.diff(owners, prepend=-1)
+                tasks = (
+                    ([rows[i] for i in batch], decoding, [seed, number])
+                    for number, batch in enumerate(batches)
+                )
+                written: list[list[str]] = [[]] * len(rows)
+                for batch, found in zip(
+                    batches, pool.map(lambda task: self._write(*task), tasks), strict=True
+                ):
+                    for i, queries in zip(batch, found, strict=True):
+                        written[i] = queries
+                    progress(int(begun[batch].sum()))
+                yield written, owners
+
+    @torch.inference_mode()
+    def _write(self, rows: list[dict], decoding: Decoding, seed: list[int]) -> list[list[str]]:
+        """The queries of one batch, `num_queries` for each row."""
+        device, dtype = self.model.device, PRECISIONS[self.precision]
+        fields = {name: tensor.to(device) for name, tensor in self.pad(rows).items()}
+        how = {"do_sample": False, "max_new_tokens": decoding.max_length, "num_beams": 1}
+        how["repetition_penalty"] = decoding.repetition_penalty
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            if decoding.method == "beam":
+                how |= {"num_beams": decoding.num_beams, "num_return_sequences": decoding.num_queries}
+            elif decoding.method == "sample":
+                hidden = self.model.get_encoder()(**fields).last_hidden_state  # once for all queries
+                mask = fields["attention_mask"].repeat_interleave(decoding.num_queries, dim=0)
+                read = BaseModelOutput(hidden.repeat_interleave(decoding.num_queries, dim=0))
+                fields = {"encoder_outputs": read, "attention_mask": mask}
+                how["logits_processor"] = LogitsProcessorList(sampling(decoding, seed, device))
+            ids = self.model.generate(**fields, **how)
+        texts = [" ".join(t.split()) for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        count = decoding.num_queries
+        return [texts[i : i + count] for i in range(0, len(texts), count)]
+
+    def pad(self, rows: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+        """Pad B tokenised passages to one batch, `input_ids` and `attention_mask` int64 [B, T]."""
+        rows = [{field: row[field] for field in ("input_ids", "attention_mask")} for row in rows]
+        multiple = 1 if self.model.device.type == "cpu" else 8
+        return pad_batch(rows, {"input_ids": self.tokenizer.pad_token_id}, multiple)
+
+    def save(self, folder: Path | str) -> None:
+        """Write a transformers folder with our settings in it, all or nothing.
+
+        Raises:
+            ValueError: `folder` holds something that is no generator.
+        """
+        with atomic_folder(folder, SETTINGS) as fresh:
+            self.model.save_pretrained(fresh)
+            self.tokenizer.save_pretrained(fresh)
+            write_text(fresh / SETTINGS, json.dumps(asdict(self.config), indent=1) + "\n")
+
+
+@torch.no_grad()
+def _attend_as_mean(decoder: torch.nn.Module) -> None:
+    """Set a BERT decoder's attention to the passage, and the dense layer of its head, to pass on means."""
+    for layer in decoder.bert.encoder.layer:
+        new = layer.crossattention
+        new.load_state_dict({**new.state_dict(), **layer.attention.state_dict()})  # keys, to learn from
+        for zero in (new.self.query.weight, new.self.query.bias, new.self.value.bias, new.output.dense.bias):
+            zero.zero_()
+        for same in (new.self.value.weight, new.output.dense.weight):
+            torch.nn.init.eye_(same)
+        new.output.LayerNorm.reset_parameters()
+    torch.nn.init.eye_(decoder.cls.predictions.transform.dense.weight)

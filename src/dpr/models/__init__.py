@@ -1,0 +1,1 @@
+"""From texts to vectors: tokens, pooling, checkpoints, one encoder or two."""

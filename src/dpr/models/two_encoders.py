@@ -1,0 +1,73 @@
+"""Two encoders side by side: one for queries, one for passages."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from dpr.files import atomic_folder
+from dpr.models.bi_encoder import BiEncoder
+from dpr.models.checkpoint import MARKERS, EncoderConfig
+
+
+class TwoEncoders:
+    """One encoder for queries and another for passages, used like a `BiEncoder`.
+
+    Args:
+        query: Encodes queries.
+        passage: Encodes passages.
+
+    Raises:
+        ValueError: Their vectors cannot be compared: other dimensions or similarities.
+
+    Source: Karpukhin et al. 2020, Dense passage retrieval, section 3.
+    """
+
+    def __init__(self, query: BiEncoder, passage: BiEncoder):
+        for what in ("dimension", "similarity"):
+            values = [getattr(e if what == "dimension" else e.config, what) for e in (query, passage)]
+            if values[0] != values[1]:
+                raise ValueError(f"the query encoder has {what} {values[0]}, the passage encoder {values[1]}")
+        self.query, self.passage = query, passage
+        self.name, self.precision, self.dimension = passage.name, passage.precision, passage.dimension
+        self.encode_queries = query.encode_queries
+        self.encode_passages, self.encode_chunks = passage.encode_passages, passage.encode_chunks
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, device: str | None = None, precision: str | None = None, **settings
+    ) -> "TwoEncoders":
+        """Read what `save` wrote: the folders `query` and `passage`; arguments as `BiEncoder`'s.
+
+        Raises:
+            FileNotFoundError: One of the two is missing.
+        """
+        sides = [
+            BiEncoder.from_pretrained(Path(folder) / side, device, precision, **settings)
+            for side in ("query", "passage")
+        ]
+        for side in sides:
+            side.name = Path(folder).name
+        return cls(*sides)
+
+    @property
+    def config(self) -> EncoderConfig:
+        """The passage encoder's, with the query encoder's prompt and length for queries."""
+        theirs = self.query.config
+        return replace(
+            self.passage.config, query_prompt=theirs.query_prompt, query_max_length=theirs.query_max_length
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over both."""
+        return hashlib.sha256((self.query.fingerprint + self.passage.fingerprint).encode()).hexdigest()[:16]
+
+    def save(self, folder: Path | str) -> None:
+        """Write both, all or nothing, into the folders `query` and `passage`.
+
+        Raises:
+            ValueError: `folder` holds something that is no pair of encoders.
+        """
+        with atomic_folder(folder, *(f"query/{marker}" for marker in MARKERS)) as fresh:
+            self.query.save(fresh / "query")
+            self.passage.save(fresh / "passage")

@@ -1,0 +1,1 @@
+"""BM25, vectors on disk, exact and approximate indexes, fusion."""

@@ -1,0 +1,184 @@
+"""BM25 over a collection: Lucene, through pyserini."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dpr.data.collection import Collection
+from dpr.data.trec import Run, ordered_hits
+from dpr.evaluation.metrics import evaluate, split_metric
+from dpr.files import atomic_folder, write_text
+from dpr.search.java import start_jvm
+
+K1, B = 0.9, 0.4  # Anserini's defaults, which the published figures use
+K1_GRID = (0.6, 0.9, 1.2, 1.6, 2.0)
+B_GRID = (0.2, 0.4, 0.6, 0.75, 0.9)
+MANIFEST = "dpr-index.json"
+BATCH = 10_000
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a search over k1 and b found.
+
+    Attributes:
+        grid: (k1, b) → mean of the metric on the tuning queries.
+        metric: The metric's name.
+        k1: The best k1; of equal ones the first tried.
+        b: The best b.
+        split: The split whose queries were used.
+        num_queries: How many there were.
+    """
+
+    grid: dict[tuple[float, float], float]
+    metric: str
+    k1: float
+    b: float
+    split: str
+    num_queries: int
+
+
+class BM25:
+    """A Lucene index over title and text in one field, and its searcher.
+
+    Made by `BM25.build`. The index knows which passages it holds: its folder carries their
+    fingerprint, and an index of other passages is never searched.
+
+    Attributes:
+        folder: Where the index lies.
+        fingerprint: Of the indexed collection.
+        num_documents: How many documents Lucene holds.
+        reused: Whether `build` found a fitting index instead of making one.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, reused: bool):
+        start_jvm()
+        from pyserini.search.lucene import LuceneSearcher
+
+        self.folder, self.fingerprint, self.reused = folder, fingerprint, reused
+        self._searcher = LuceneSearcher(str(folder / "lucene"))
+        self.num_documents = self._searcher.num_docs
+        self.num_bytes: int = sum(path.stat().st_size for path in (folder / "lucene").iterdir())
+
+    @classmethod
+    def build(cls, collection: Collection, folder: Path | str) -> "BM25":
+        """Index a collection, or open the index in `folder` if it holds these very passages.
+
+        Lucene's English analysis (Porter stems, stop words) as Anserini sets it. Documents with
+        neither title nor text are left out. A stale index is replaced; the new one is built
+        beside it and renamed, so a kill leaves the old one whole.
+
+        Args:
+            collection: The passages to index.
+            folder: The index's folder; made where missing.
+
+        Raises:
+            ValueError: No passage with text, or `folder` holds something that is no index of ours.
+            RuntimeError: Lucene holds another number of documents than was handed to it, or there
+                is no Java 21.
+        """
+        folder = Path(folder).resolve()  # Java keeps the working folder that it was started in
+        documents = [p for p in collection.passages if p.contents]
+        if not documents:
+            raise ValueError(f"{collection.name}: no passage with a text to index")
+        made_by = {"fingerprint": collection.fingerprint, "pyserini": version("pyserini")}
+        reused = _read_manifest(folder) == made_by
+        if not reused:
+            with atomic_folder(folder, MANIFEST) as fresh:
+                _index(documents, fresh / "lucene")
+                write_text(fresh / MANIFEST, json.dumps(made_by))
+        index = cls(folder, collection.fingerprint, reused)
+        if index.num_documents != len(documents):
+            raise RuntimeError(
+                f"{folder}: Lucene holds {index.num_documents:,} documents, the collection has "
+                f"{len(documents):,} with text; remove the folder and build again"
+            )
+        return index
+
+    def search(self, queries: Mapping[str, str], depth: int = 1000, k1: float = K1, b: float = B) -> Run:
+        """Rank documents for each query.
+
+        Args:
+            queries: query_id → text.
+            depth: Hits a query, at most; fewer where fewer documents share a term with it.
+            k1: Term-frequency saturation, 0 or more.
+            b: Length normalisation, from 0 to 1.
+
+        Returns:
+            A run tagged `bm25` with every query in it, in trec_eval's order.
+
+        Raises:
+            ValueError: depth below 1, k1 below 0, or b outside 0 to 1.
+
+        Source: Robertson and Zaragoza 2009, equation 3.15, as Lucene's BM25Similarity computes it.
+        """
+        if depth < 1 or not 0 <= k1 < math.inf or not 0 <= b <= 1:
+            raise ValueError(f"depth ≥ 1, k1 ≥ 0 and 0 ≤ b ≤ 1 are needed, got {depth}, {k1}, {b}")
+        self._searcher.set_bm25(k1, b)
+        found = self._searcher.batch_search(
+            list(queries.values()), list(queries), k=depth, threads=os.cpu_count() or 1
+        )
+        hits = {q: {hit.docid: float(hit.score) for hit in found.get(q) or ()} for q in queries}
+        return Run({q: dict(ordered_hits(scores)) for q, scores in hits.items()}, "bm25")
+
+    def tune(
+        self,
+        dev: Collection,
+        k1_grid: Sequence[float] = K1_GRID,
+        b_grid: Sequence[float] = B_GRID,
+        metric: str = "nDCG@10",
+    ) -> Tuning:
+        """Try every k1 with every b on queries kept for tuning.
+
+        Args:
+            dev: The same passages with the dev or train split's queries.
+            k1_grid: Values of k1 to try.
+            b_grid: Values of b to try.
+            metric: What to maximise.
+
+        Raises:
+            ValueError: The split is `test`, or the passages are not the indexed ones.
+        """
+        if dev.split == "test":
+            raise ValueError("k1 and b are tuned on dev or train queries, never on test: load split='dev'")
+        if dev.fingerprint != self.fingerprint:
+            raise ValueError(f"the index holds passages {self.fingerprint}, {dev.name} has {dev.fingerprint}")
+        grid = {}
+        pairs = [(k1, b) for k1 in k1_grid for b in b_grid]
+        for k1, b in tqdm(pairs, desc=f"BM25 on {len(dev.queries)} {dev.split} queries", unit="setting"):
+            run = self.search(dev.queries, depth=split_metric(metric)[1], k1=k1, b=b)
+            grid[k1, b] = evaluate(dev.qrels, run, [metric]).means[metric]
+        k1, b = max(grid, key=grid.__getitem__)
+        return Tuning(grid, metric, k1, b, dev.split, len(dev.queries))
+
+
+def _index(documents: Sequence, folder: Path) -> None:
+    """Write a Lucene index of passages with text."""
+    start_jvm()
+    from pyserini.index.lucene import LuceneIndexer
+
+    indexer = LuceneIndexer(str(folder), threads=os.cpu_count() or 1)
+    with tqdm(total=len(documents), desc="Lucene index", unit="doc") as bar:
+        for start in range(0, len(documents), BATCH):
+            batch = documents[start : start + BATCH]
+            indexer.add_batch_dict([{"id": p.doc_id, "contents": p.contents} for p in batch])
+            bar.update(len(batch))
+    indexer.close()
+
+
+def _read_manifest(folder: Path) -> dict | None:
+    """What the index in a folder was made from; None where there is nothing."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder} is no index of ours ({error}); choose another folder or remove it"
+        ) from None

@@ -1,0 +1,251 @@
+"""Passages encoded to disk in numbered shards: stopped anywhere and started again, only the rest is encoded.
+
+A shard is written under a temporary name and renamed, and its bytes depend on nothing but its passages
+and the manifest's settings, so the vectors are the same however often the work was interrupted. When
+all shards are there they become one array, which is read as a memory map.
+"""
+
+import io
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from errno import ENOSPC
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from dpr.data.collection import Collection
+from dpr.files import MANIFEST, atomic_path, compare_manifest, locked, write_text, writing
+from dpr.models.batching import OVERFLOWS
+from dpr.models.bi_encoder import BiEncoder
+from dpr.models.two_encoders import TwoEncoders
+
+CPU_SHARD, GPU_SHARD = 1_024, 16_384  # passages
+DTYPES = ("float32", "float16")
+TIMING = "timing.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The vectors of a collection's passages, on disk.
+
+    Attributes:
+        folder: Where they are.
+        rows: float32 or float16 [rows, ΣD], memory-mapped; the columns of every pooling side by side.
+        doc_ids: The document of each row: each once in the collection's order, and with chunks as
+            often as it has chunks.
+        columns: Pooling → its columns in `rows`.
+        chunks: Whether a document may have several rows.
+        texts_per_s: Passages encoded a second, over all attempts.
+    """
+
+    folder: Path
+    rows: np.ndarray
+    doc_ids: list[str]
+    columns: dict[str, slice]
+    chunks: bool
+    texts_per_s: float
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """[rows, D] of the first pooling, memory-mapped."""
+        return self.of(next(iter(self.columns)))
+
+    def of(self, pooling: str) -> np.ndarray:
+        """[rows, D] of one pooling, memory-mapped.
+
+        Raises:
+            ValueError: Not encoded with that pooling.
+        """
+        if pooling not in self.columns:
+            raise ValueError(f"{self.folder} has the poolings {list(self.columns)}, not {pooling!r}")
+        return self.rows[:, self.columns[pooling]]
+
+
+def encode_collection(
+    folder: Path | str,
+    encoder: BiEncoder | TwoEncoders,
+    collection: Collection,
+    *,
+    poolings: Sequence[str] | None = None,
+    overflow: str = "truncate",
+    dtype: str = "float32",
+    shard_size: int | None = None,
+    batch_tokens: int | None = None,
+) -> Encoded:
+    """Encode a collection's passages into a folder, or only what is missing of them there.
+
+    While the shards are put together the disk holds them twice; in memory there are two shards.
+
+    Args:
+        folder: One for each encoder, collection and setting; made where missing.
+        encoder: Its passage side encodes.
+        collection: N passages.
+        poolings: Several poolings from one pass through the model; by default the encoder's own.
+        overflow: What becomes of a passage beyond the encoder's length: `truncate`, or `max_chunk`
+            for as many rows as it takes.
+        dtype: `float32` or `float16` on disk.
+        shard_size: Passages in a shard: what an interruption can cost. By default 1,024, on a GPU
+            16,384.
+        batch_tokens: See `BiEncoder.encode_blocks`.
+
+    Raises:
+        ValueError: The folder holds vectors of another model, collection or setting, which the
+            message names; another process is encoding into it; a damaged shard; no passages; a
+            dtype, overflow, pooling or size that cannot be.
+        OSError: The disk is full; shards already written stay.
+    """
+    folder, encoder = Path(folder), encoder.passage
+    on_cpu = encoder.model.device.type == "cpu"
+    poolings = list(poolings or [encoder.config.pooling])
+    shard_size = (CPU_SHARD if on_cpu else GPU_SHARD) if shard_size is None else shard_size
+    batch_tokens = encoder.batch_tokens if batch_tokens is None else batch_tokens
+    for name, value, known in (("dtype", dtype, DTYPES), ("overflow", overflow, OVERFLOWS)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {known}, got {value!r}")
+    sizes = {"shard_size": shard_size, "batch_tokens": batch_tokens, "passages": len(collection.passages)}
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    manifest = {
+        "format": FORMAT,
+        "passage_max_length": encoder.config.passage_max_length,
+        "normalize": encoder.config.normalize,
+        "model": encoder.passage_fingerprint,
+        "num_passages": len(collection.passages),
+        "collection": collection.fingerprint,
+        "poolings": [[pooling, encoder.dimension_of(pooling)] for pooling in poolings],
+        "overflow": overflow,
+        "dtype": dtype,
+        "precision": encoder.precision,
+        "shard_size": shard_size,
+        "batch_tokens": batch_tokens,
+    }
+    compare_manifest(folder, manifest)
+    if not (folder / "vectors.npy").is_file() or any(folder.glob("shard-*")):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            compare_manifest(folder, manifest)
+            write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+            if not (folder / "vectors.npy").is_file():
+                _encode_missing(folder, encoder, collection, manifest)
+                _assemble(folder, manifest)
+            for path in folder.glob("shard-*"):
+                path.unlink()
+    return _open(folder, manifest, collection.doc_ids)
+
+
+def _shards(folder: Path, manifest: dict[str, Any]) -> list[tuple[Path, range]]:
+    """Each shard's file and passages; beside the file lie its seconds and, of chunks, its owners."""
+    count, size = manifest["num_passages"], manifest["shard_size"]
+    starts = range(0, count, size)
+    return [
+        (folder / f"shard-{number:06}.npy", range(start, min(start + size, count)))
+        for number, start in enumerate(starts)
+    ]
+
+
+def _encode_missing(folder: Path, encoder: BiEncoder, collection: Collection, manifest) -> None:
+    """Encode and write each shard that is not there."""
+    shards = _shards(folder, manifest)
+    chunks = manifest["overflow"] == "max_chunk"
+    missing = [
+        (path, rows)
+        for path, rows in shards
+        if not (path.is_file() and (not chunks or path.with_suffix(".owners.npy").is_file()))
+    ]
+    _check_space(folder, manifest, len(shards) - len(missing))
+    blocks = ([collection.passages[i].contents for i in rows] for _, rows in missing)
+    count = manifest["num_passages"]
+    done = count - sum(len(rows) for _, rows in missing)
+    with tqdm(total=count, initial=done, desc=f"{encoder.name}: passages", unit="text") as bar:
+        encoded = encoder.encode_blocks(
+            blocks,
+            overflow=manifest["overflow"],
+            poolings=[pooling for pooling, _ in manifest["poolings"]],
+            batch_tokens=manifest["batch_tokens"],
+            progress=bar.update,
+        )
+        start = time.perf_counter()
+        for (path, rows), (vectors, owners) in zip(missing, encoded, strict=True):
+            seconds = time.perf_counter() - start
+            with writing(path):
+                write_text(path.with_suffix(".json"), json.dumps({"encode_s": seconds}))
+                if chunks:
+                    _save(path.with_suffix(".owners.npy"), owners + rows.start)
+                _save(path, vectors.astype(manifest["dtype"], copy=False))
+            start = time.perf_counter()
+
+
+def _check_space(folder: Path, manifest: dict[str, Any], num_done: int) -> None:
+    """Refuse to begin what cannot end."""
+    row_bytes = _width(manifest) * np.dtype(manifest["dtype"]).itemsize
+    done = min(num_done * manifest["shard_size"], manifest["num_passages"])
+    needed = (2 * manifest["num_passages"] - done) * row_bytes  # once in shards, once put together
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            ENOSPC, f"encoding needs {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free", str(folder)
+        )
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """Write an array all or nothing; through a stream, which reports a full disk, as mapping does not."""
+    stream = io.BytesIO()
+    np.save(stream, array)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(stream.getbuffer())
+
+
+def _assemble(folder: Path, manifest: dict[str, Any]) -> None:
+    """Put the shards together in order."""
+    paths = [path for path, _ in _shards(folder, manifest)]
+    shape = (sum(len(_load(path)) for path in paths), _width(manifest))
+    header = {"descr": np.dtype(manifest["dtype"]).str, "fortran_order": False, "shape": shape}
+    seconds = [
+        json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["encode_s"] for path in paths
+    ]
+    with writing(folder / TIMING):
+        write_text(folder / TIMING, json.dumps({"encode_s": sum(seconds)}))
+    if manifest["overflow"] == "max_chunk":
+        owners = np.concatenate([_load(path.with_suffix(".owners.npy")) for path in paths])
+        with writing(folder / "owners.npy"):
+            _save(folder / "owners.npy", owners)
+    vectors = folder / "vectors.npy"
+    with writing(vectors), atomic_path(vectors) as temporary, temporary.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for path in paths:
+            stream.write(np.ascontiguousarray(_load(path)).data)
+
+
+def _width(manifest: dict[str, Any]) -> int:
+    """ΣD, over all poolings."""
+    return sum(dimension for _, dimension in manifest["poolings"])
+
+
+def _load(path: Path) -> np.ndarray:
+    """A shard, memory-mapped."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: damaged ({error}); delete it and run again, the rest is kept") from None
+
+
+def _open(folder: Path, manifest: dict[str, Any], doc_ids: list[str]) -> Encoded:
+    """What is in a complete folder."""
+    chunks = manifest["overflow"] == "max_chunk"
+    if chunks:
+        doc_ids = [doc_ids[i] for i in np.load(folder / "owners.npy")]
+    ends = np.cumsum([dimension for _, dimension in manifest["poolings"]]).tolist()
+    columns = {
+        pooling: slice(end - dimension, end)
+        for (pooling, dimension), end in zip(manifest["poolings"], ends, strict=True)
+    }
+    seconds = json.loads((folder / TIMING).read_text(encoding="utf-8"))["encode_s"]
+    vectors = _load(folder / "vectors.npy")
+    return Encoded(folder, vectors, doc_ids, columns, chunks, manifest["num_passages"] / seconds)

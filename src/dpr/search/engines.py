@@ -1,0 +1,226 @@
+"""The engines behind an index: exact, FAISS's and hnswlib's, all asked for the largest dot products.
+
+Each returns scores where larger is better, whatever it computes inside, and -1 with a score of minus
+infinity where it found fewer passages than it was asked for.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dpr.search.exact import exact_topk, exact_topk_torch
+
+# kind → its settings with their defaults; 0 means `num_lists(N)` lists, about a byte for four dimensions
+SETTINGS: dict[str, dict[str, int]] = {
+    "exact": {},
+    "faiss-flat": {},
+    "faiss-sqfp16": {},
+    "faiss-hnsw": {"m": 32, "ef_construction": 200, "ef_search": 128},
+    "faiss-ivf": {"num_lists": 0, "num_probes": 16},
+    "faiss-ivfpq": {"num_lists": 0, "num_probes": 16, "code_bytes": 0},
+    "hnswlib": {"m": 32, "ef_construction": 200, "ef_search": 128},
+}
+SEARCH_SETTINGS = ("ef_search", "num_probes")  # these can be changed after building
+VECTORS_A_CENTROID = 39  # FAISS warns below this
+PQ_CENTROIDS = 256
+FILE = "index.bin"  # of the engines that write one file
+BATCH = 65_536  # vectors added at once
+
+
+def num_lists(num_passages: int) -> int:
+    """How many inverted lists suit N passages: 4 √N, fewer where a list would learn from too few."""
+    return max(1, min(int(4 * num_passages**0.5), num_passages // VECTORS_A_CENTROID))
+
+
+def chosen_settings(kind: str, settings: dict[str, int], count: int, dimension: int) -> dict[str, int]:
+    """The kind's settings with the caller's in place of defaults, checked against N and D.
+
+    Raises:
+        ValueError: A setting the kind does not have or that is no count, fewer vectors than it has to
+            learn centroids, or codes that do not divide the dimension.
+    """
+    unknown = set(settings) - set(SETTINGS[kind])
+    if unknown:
+        raise ValueError(f"{kind} has no setting {sorted(unknown)}, only {list(SETTINGS[kind])}")
+    chosen = {**SETTINGS[kind], **settings}
+    if chosen.get("num_lists") == 0:
+        chosen["num_lists"] = num_lists(count)
+    if chosen.get("code_bytes") == 0:
+        chosen["code_bytes"] = max(c for c in range(1, max(2, dimension // 4 + 1)) if dimension % c == 0)
+    for name, value in chosen.items():
+        check_setting(kind, name, value)
+    needed = max(chosen.get("num_lists", 0), PQ_CENTROIDS if kind == "faiss-ivfpq" else 0)
+    if count < needed:
+        raise ValueError(
+            f"{kind} learns {needed} centroids and needs as many vectors, better {VECTORS_A_CENTROID} "
+            f"times, got {count}; use exact"
+        )
+    if "code_bytes" in chosen and dimension % chosen["code_bytes"]:
+        raise ValueError(f"{kind}: code_bytes must divide {dimension}, got {chosen['code_bytes']}")
+    return chosen
+
+
+def check_setting(kind: str, name: str, value: int) -> None:
+    """Refuse a setting that is no count.
+
+    Raises:
+        ValueError: No whole number of at least 1.
+    """
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{kind}: {name} must be a whole number of at least 1, got {value!r}")
+
+
+class ExactEngine:
+    """Our own exhaustive search, on a GPU where there is one; holds the vectors, in memory or mapped."""
+
+    def __init__(self, vectors: np.ndarray, scale: np.ndarray | None):
+        self.vectors, self.scale = vectors, scale
+        self.num_bytes = vectors.nbytes + (scale.nbytes if scale is not None else 0)
+
+    def search(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores [Q, K] and positions [Q, K]."""
+        if torch.cuda.is_available():
+            return exact_topk_torch(queries, self.vectors, depth, self.scale, "cuda")
+        return exact_topk(queries, self.vectors, depth, self.scale)
+
+    def save(self, folder: Path) -> None:
+        """Write the vectors as they are, and their scale."""
+        for name, array in (("vectors", self.vectors), ("scale", self.scale)):
+            if array is not None:
+                np.save(folder / f"{name}.npy", array)
+
+    @classmethod
+    def load(cls, folder: Path) -> "ExactEngine":
+        """Map the vectors of a saved index."""
+        scale = np.load(folder / "scale.npy") if (folder / "scale.npy").is_file() else None
+        return cls(np.load(folder / "vectors.npy", mmap_mode="r"), scale)
+
+
+class FaissEngine:
+    """Any of FAISS's indexes under inner product, on every GPU that FAISS sees."""
+
+    def __init__(self, index):
+        import faiss
+
+        self._cpu = index
+        on_gpu = faiss.get_num_gpus() > 0 and not isinstance(index, faiss.IndexHNSW)
+        self._index = faiss.index_cpu_to_all_gpus(index) if on_gpu else index
+        self.num_bytes = len(faiss.serialize_index(index))
+
+    @classmethod
+    def build(cls, kind: str, vectors, dimension: int, count: int, settings: dict[str, int]) -> "FaissEngine":
+        """Train where the kind learns, then add the vectors, an iterator of float32 blocks."""
+        import faiss
+
+        lists = settings.get("num_lists")
+        factory = {
+            "faiss-flat": "Flat",
+            "faiss-sqfp16": "SQfp16",
+            "faiss-hnsw": f"HNSW{settings.get('m')},Flat",
+            "faiss-ivf": f"IVF{lists},Flat",
+            "faiss-ivfpq": f"IVF{lists},PQ{settings.get('code_bytes')}np",
+        }[kind]
+        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+        if kind == "faiss-hnsw":
+            index.hnsw.efConstruction = settings["ef_construction"]
+        if kind == "faiss-ivfpq":
+            index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # checked by us
+        blocks = list(vectors) if not index.is_trained else vectors
+        if not index.is_trained:
+            index.train(np.concatenate(blocks))
+        for block in blocks:
+            index.add(block)
+        engine = cls(index)
+        for name in SEARCH_SETTINGS:
+            if name in settings:
+                engine.set(name, settings[name])
+        return engine
+
+    def search(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores [Q, K] and positions [Q, K]."""
+        scores, positions = self._index.search(np.ascontiguousarray(queries), depth)
+        scores[positions < 0] = -np.inf
+        return scores, positions
+
+    def set(self, name: str, value: int) -> None:
+        """Change how far a search looks."""
+        import faiss
+
+        parameter = {"ef_search": "efSearch", "num_probes": "nprobe"}[name]
+        space = faiss.GpuParameterSpace() if self._index is not self._cpu else faiss.ParameterSpace()
+        space.set_index_parameter(self._index, parameter, value)
+
+    def save(self, folder: Path) -> None:
+        """Write the index."""
+        import faiss
+
+        faiss.write_index(self._cpu, str(folder / FILE))
+
+    @classmethod
+    def load(cls, folder: Path) -> "FaissEngine":
+        """Read an index."""
+        import faiss
+
+        return cls(faiss.read_index(str(folder / FILE)))
+
+
+class HnswlibEngine:
+    """hnswlib's graph under inner product; its distance is 1 less the product."""
+
+    def __init__(self, index):
+        self._index = index
+        self.num_bytes = index.index_file_size()
+
+    @classmethod
+    def build(cls, vectors, dimension: int, count: int, settings: dict[str, int]) -> "HnswlibEngine":
+        """Add the vectors, an iterator of float32 blocks."""
+        index = import_hnswlib().Index(space="ip", dim=dimension)
+        index.init_index(count, M=settings["m"], ef_construction=settings["ef_construction"], random_seed=0)
+        for block in vectors:
+            index.add_items(block)
+        engine = cls(index)
+        engine.set("ef_search", settings["ef_search"])
+        return engine
+
+    def search(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores [Q, K] and positions [Q, K]; looks as far as the depth at least."""
+        self._index.set_ef(max(self._ef, depth))
+        try:
+            positions, distances = self._index.knn_query(queries, k=depth)
+        except RuntimeError as error:
+            raise ValueError(
+                f"hnswlib reached fewer than {depth} passages; build with a larger m ({error})"
+            ) from None
+        return 1 - distances, positions.astype(np.int64)
+
+    def set(self, name: str, value: int) -> None:
+        """Change how far a search looks."""
+        self._ef = value
+
+    def save(self, folder: Path) -> None:
+        """Write the index."""
+        self._index.save_index(str(folder / FILE))
+
+    @classmethod
+    def load(cls, folder: Path, dimension: int) -> "HnswlibEngine":
+        """Read an index."""
+        index = import_hnswlib().Index(space="ip", dim=dimension)
+        index.load_index(str(folder / FILE))
+        return cls(index)
+
+
+def import_hnswlib():
+    """hnswlib, or what to do without it.
+
+    Raises:
+        ValueError: It is not installed.
+    """
+    try:
+        import hnswlib
+    except ImportError:
+        raise ValueError(
+            "kind 'hnswlib' needs the package hnswlib, which is compiled on installing: "
+            "`pip install hnswlib` with a C++ compiler (g++), or use 'faiss-hnsw'"
+        ) from None
+    return hnswlib

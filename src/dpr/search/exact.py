@@ -1,0 +1,235 @@
+"""The best of all passages for each query, by blocked matrix products.
+
+Nearly all the time should go into the products, so most scores are looked at only once, in a
+comparison: a sample of the passages tells each query a score that somewhat more than `depth` passages
+beat, and only those are kept and ordered. Where fewer than `depth` turn out to beat it, or far too
+many, that query's scores are all kept and ordered, so the result is exact whatever the sample was.
+
+Threads, each with single-threaded products of its own, share out many queries, or the passages where
+the queries are few, so that products, comparing and ordering all keep every core busy.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+QUERY_BLOCK = 512  # queries scored at once by a thread
+MANY_QUERIES = 256  # from so many a thread on, threads share out the queries, not the passages
+BLOCK_SCORES = 2**19  # scores computed at once by a thread, 2 MiB
+MIN_BLOCK, MAX_BLOCK = 1_024, 16_384  # passages in a block
+FEW_QUERIES = 4  # up to so many, ordering all scores is quicker than a sample
+SAMPLE = 4_096  # passages in it, or somewhat more
+MANY = 16  # times the depth: more candidates than these are too many
+
+
+def exact_topk(
+    query_emb: np.ndarray, passage_emb: np.ndarray, depth: int, scale: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the passages with the largest dot products, the whole matrix of scores never in memory.
+
+    Beyond the vectors, each thread takes a block of scores and of vectors as float32 (up to 29 MiB at
+    384 dimensions) and for each of at most `QUERY_BLOCK` queries up to `MANY` × depth candidates of
+    20 bytes, mostly twice the depth (20 MiB at depth 1000). Where no bar is used, each thread takes N
+    scores for each of a few queries, 12 bytes a score.
+
+    Args:
+        query_emb: float32 [Q, D].
+        passage_emb: float32 or float16 [N, D]; a memory map is read block by block.
+        depth: K, from 1 to N.
+        scale: float32 [N], multiplied into the scores of each passage, as 1 / length for cosine.
+
+    Returns:
+        Scores float32 [Q, K], falling along each row, and positions int64 [Q, K] in `passage_emb`;
+        of equal scores the smaller position comes first.
+    """
+    scores = np.empty((len(query_emb), depth), dtype=np.float32)
+    positions = np.empty((len(query_emb), depth), dtype=np.int64)
+    left = np.arange(len(query_emb))
+    if len(left) > FEW_QUERIES and len(passage_emb) >= max(4 * SAMPLE, MANY * depth):
+        by_queries = len(left) >= MANY_QUERIES * _num_threads()
+        num_blocks = max(_num_threads() if by_queries else 1, math.ceil(len(left) / QUERY_BLOCK))
+        with _threads() as pool:
+            share = None if by_queries else pool
+            search = partial(_above_a_bar, passage_emb=passage_emb, depth=depth, scale=scale, share=share)
+            blocks = np.array_split(left, num_blocks)
+            over_blocks = pool.map if by_queries else map
+            for rows, (done, *found) in zip(
+                blocks, over_blocks(search, (query_emb[r] for r in blocks)), strict=True
+            ):
+                scores[rows[done]], positions[rows[done]] = found
+                left = np.setdiff1d(left, rows[done])
+    search = partial(_of_all, passage_emb=passage_emb, depth=depth, scale=scale)
+    few = max(FEW_QUERIES, BLOCK_SCORES // len(passage_emb))
+    if len(left) <= few:
+        scores[left], positions[left] = search(query_emb[left])
+        return scores, positions
+    turns = math.ceil(len(left) / few / _num_threads())
+    groups = np.array_split(left, turns * _num_threads())
+    with _threads() as pool:
+        for rows, best in zip(groups, pool.map(search, (query_emb[rows] for rows in groups)), strict=True):
+            scores[rows], positions[rows] = best
+    return scores, positions
+
+
+def _of_all(queries, passage_emb, depth: int, scale):
+    """Best `depth` of a few queries, from all N of their scores; memory's speed is the limit here."""
+    scores = np.empty((len(queries), len(passage_emb)), dtype=np.float32)
+    for start, block in _score_blocks(queries, passage_emb, MAX_BLOCK, scale, 0, len(passage_emb)):
+        scores[:, start : start + block.shape[1]] = block
+    return _best(scores, np.broadcast_to(np.arange(len(passage_emb)), scores.shape), depth)
+
+
+def _above_a_bar(queries, passage_emb, depth: int, scale, share: ThreadPoolExecutor | None):
+    """Best `depth` of the queries for which a bar was well set: their rows, scores and positions.
+
+    `share` are threads to share out the passages among.
+    """
+    bar = _bar(queries, passage_emb, depth, scale)
+    edges = np.linspace(0, len(passage_emb), (_num_threads() if share else 1) + 1).astype(int).tolist()
+    parts = list(pairwise(edges))
+    collect = partial(_candidates, queries, passage_emb, scale, bar, MANY * depth * len(queries))
+    kept = [candidates for part in (share.map if share else map)(collect, parts) for candidates in part]
+    if any(candidates is None for candidates in kept):  # the sample misled
+        return np.empty(0, dtype=np.int64), np.empty((0, depth)), np.empty((0, depth))
+    rows, positions, values = (np.concatenate(column) for column in zip(*kept, strict=True))
+    counts = np.bincount(rows, minlength=len(queries))
+    counts[(counts < depth) | (counts > MANY * depth)] = 0
+    good = np.flatnonzero(counts[rows])
+    order = good[np.argsort(rows[good], kind="stable")]
+    rows, positions, values = rows[order], positions[order], values[order]
+    places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table = np.full((len(queries), max(counts.max(), depth)), -np.inf, dtype=np.float32)
+    where = np.zeros(table.shape, dtype=np.int64)
+    table[rows, places], where[rows, places] = values, positions
+    done = np.flatnonzero(counts)
+    return done, *_best(table[done], where[done], depth)
+
+
+def _candidates(queries, passage_emb, scale, bar: np.ndarray, most: int, part: tuple[int, int]) -> list:
+    """Rows, positions and scores above the bar among some passages, by block; None after too many."""
+    kept, num_kept = [], 0
+    size = min(max(BLOCK_SCORES // len(queries), MIN_BLOCK), MAX_BLOCK)
+    for start, block in _score_blocks(queries, passage_emb, size, scale, *part):
+        flat = np.flatnonzero(block > bar)
+        rows, columns = np.divmod(flat, block.shape[1])
+        kept.append((rows, columns + start, block[rows, columns]))
+        num_kept += len(flat)
+        if num_kept > most:
+            return [None]
+    return kept
+
+
+def _bar(queries, passage_emb, depth: int, scale) -> np.ndarray:
+    """A score [Q, 1] for each query that, going by a sample, somewhat more than `depth` passages beat."""
+    step = len(passage_emb) // SAMPLE
+    sample = np.asarray(passage_emb[::step], dtype=np.float32)
+    scores = queries @ sample.T
+    if scale is not None:
+        scores *= scale[::step]
+    expected = depth * len(sample) / len(passage_emb)  # of the best `depth`, so many are in the sample
+    rank = math.ceil(expected + 4 * math.sqrt(expected) + 4)  # four deviations of that number more
+    kth = scores.shape[1] - rank
+    return np.partition(scores, kth, axis=1)[:, kth : kth + 1]
+
+
+def _score_blocks(
+    queries, passage_emb, size: int, scale, first: int, end: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The first passage and the scores [Q, size] of each block, in one array used again and again."""
+    out = np.empty(len(queries) * size, dtype=np.float32)
+    for start in range(first, end, size):
+        passages = np.asarray(passage_emb[start : min(start + size, end)], dtype=np.float32)
+        scores = out[: len(queries) * len(passages)].reshape(len(queries), len(passages))
+        np.matmul(queries, passages.T, out=scores)
+        if scale is not None:
+            scores *= scale[start : start + len(passages)]
+        yield start, scores
+
+
+def _best(scores: np.ndarray, positions: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `depth` largest of each row, in order; of equal scores the smaller position first.
+
+    Score and position become one whole number that sorts so: in the upper half the score's bits, turned
+    to fall as it rises, in the lower half the position.
+    """
+    bits = _ascending(np.ascontiguousarray(scores + np.float32(0)).view(np.int32))  # no -0.0
+    keys = (~bits).astype(np.int64) << 32 | positions
+    if keys.shape[1] > depth:
+        keys = np.partition(keys, depth - 1, axis=1)[:, :depth]
+    keys.sort(axis=1)
+    return _ascending(~(keys >> 32).astype(np.int32)).view(np.float32), keys & 0xFFFFFFFF
+
+
+def _ascending(bits: np.ndarray) -> np.ndarray:
+    """A float32's bits as an int32 that rises as it does, or the other way round."""
+    return bits ^ (bits >> 31 & 0x7FFFFFFF)
+
+
+def _num_threads() -> int:
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads to share the queries; products are held to one thread each while they run side by side."""
+    with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(_num_threads()) as pool:
+        yield pool
+
+
+@cache
+def _libraries():
+    """The libraries that NumPy's products run in."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+GPU_PASSAGES = 65_536  # passages on the device at once
+GPU_QUERIES = 1_024  # queries scored at once
+
+
+@torch.inference_mode()
+def exact_topk_torch(
+    query_emb: np.ndarray, passage_emb: np.ndarray, depth: int, scale: np.ndarray | None, device: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `exact_topk` does, on a torch device.
+
+    The device holds the queries and a block of passages as float32, one block of scores (256 MiB), and
+    the best so far, 12 bytes a hit.
+
+    Args:
+        query_emb: float32 [Q, D].
+        passage_emb: float32 or float16 [N, D]; a memory map is read block by block, once.
+        depth: K, from 1 to N.
+        scale: float32 [N], multiplied into the scores of each passage.
+        device: As torch names it.
+
+    Returns:
+        Scores float32 [Q, K], falling along each row, and positions int64 [Q, K]; of equal scores the
+        smaller position comes first, but at the last place any of them may be kept.
+    """
+    queries = torch.from_numpy(np.ascontiguousarray(query_emb, dtype=np.float32)).to(device)
+    best = torch.empty((len(queries), 0), device=device)
+    where = torch.empty((len(queries), 0), dtype=torch.int64, device=device)
+    for start in range(0, len(passage_emb), GPU_PASSAGES):
+        block = np.array(passage_emb[start : start + GPU_PASSAGES], dtype=np.float32)
+        if scale is not None:
+            block *= scale[start : start + GPU_PASSAGES, None]
+        passages = torch.from_numpy(block).to(device)
+        found = [
+            (rows @ passages.T).topk(min(depth, len(passages)), dim=1) for rows in queries.split(GPU_QUERIES)
+        ]
+        best = torch.cat([best, torch.cat([scores for scores, _ in found])], dim=1)
+        where = torch.cat([where, torch.cat([positions for _, positions in found]) + start], dim=1)
+        best, kept = best.topk(min(depth, best.shape[1]), dim=1)
+        where = where.gather(1, kept)
+    scores, positions = best.cpu().numpy(), where.cpu().numpy()
+    order = np.lexsort((positions, -scores), axis=1)
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(positions, order, 1)

@@ -1,0 +1,35 @@
+"""Merging the rankings of several systems into one."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from dpr.data.trec import Run, ordered_hits
+
+
+def fuse(runs: Sequence[Mapping[str, Mapping[str, float]]], tag: str, k: int = 60) -> Run:
+    """Merge rankings by reciprocal-rank fusion: a document's score is the sum of 1 / (k + rank).
+
+    Args:
+        runs: Two or more runs over the same queries; scales do not matter, only ranks.
+        tag: The name of the merged run.
+        k: Dampens the weight of the first ranks.
+
+    Returns:
+        The merged run, in trec_eval's order; a query that one run misses keeps the others' hits.
+
+    Raises:
+        ValueError: Fewer than two runs.
+
+    Source: Cormack, Clarke and Büttcher 2009.
+    """
+    if len(runs) < 2:
+        raise ValueError(f"fusion needs at least two runs, got {len(runs)}")
+    merged = Run({}, tag)
+    for query_id in dict.fromkeys(query_id for run in runs for query_id in run):
+        scores: Counter[str] = Counter()
+        for run in runs:
+            for rank, (doc_id, _) in enumerate(ordered_hits(run.get(query_id, {})), start=1):
+                scores[doc_id] += 1 / (k + rank)
+        if scores:
+            merged[query_id] = dict(ordered_hits(scores))
+    return merged

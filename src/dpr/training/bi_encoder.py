@@ -1,0 +1,291 @@
+"""Training a bi-encoder: transformers' Trainer with our batches, our loss and selection by retrieval.
+
+Each training has one folder: gone on with after a kill, read once it is finished.
+"""
+
+import copy
+import ctypes
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import TrainerCallback
+
+from dpr.data.collection import Collection
+from dpr.data.text import query_key
+from dpr.data.training_data import TrainingData
+from dpr.data.triples import from_collection
+from dpr.evaluation.metrics import evaluate
+from dpr.models.bi_encoder import BiEncoder
+from dpr.models.checkpoint import MARKERS
+from dpr.models.two_encoders import TwoEncoders
+from dpr.search.index import build_index
+from dpr.training.collator import Collator
+from dpr.training.dataset import TrainingSequence
+from dpr.training.losses import in_batch_logits, in_batch_negatives_loss
+from dpr.training.resume import MODEL, finish_run, run_record
+from dpr.training.settings import VALIDATION_METRICS, TrainingSettings
+from dpr.training.tracking import Kind
+from dpr.training.trainer import RunTrainer, training_arguments
+
+CPU_PASS_TOKENS = 2_048
+M_MMAP_THRESHOLD, LARGE_BYTES = -3, 2**20  # glibc's mallopt: blocks from this size on are maps of their own
+
+
+class Pair(torch.nn.Module):
+    """Both sides of an encoder as one module: padded passes in, vectors out.
+
+    Args:
+        encoder: Trained in place; where one transformer serves both sides it is one here too.
+        caching: Keep the activations of one pass at a time; see `TrainingSettings.gradient_caching`.
+    """
+
+    def __init__(self, encoder: BiEncoder | TwoEncoders, caching: bool = False):
+        super().__init__()
+        self.encoder, self.caching = encoder, caching
+        self.transformers = torch.nn.ModuleList(dict.fromkeys((encoder.query.model, encoder.passage.model)))
+
+    def forward(self, queries: list[dict], passages: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embed a batch as `Collator` makes it: [B, D] and [B + M, D], in float32."""
+        return self._embed(self.encoder.query, queries), self._embed(self.encoder.passage, passages)
+
+    def _embed(self, encoder: BiEncoder, passes: list[dict]) -> torch.Tensor:
+        """The vectors of all passes, in the order of the batch."""
+        vectors = []
+        for batch in passes:
+            fields = {field: tensor for field, tensor in batch.items() if field != "rows"}
+            if self.caching and torch.is_grad_enabled():
+                vectors.append(
+                    checkpoint(lambda fields: encoder.embed(fields)[0], fields, use_reentrant=False)
+                )
+            else:
+                vectors.append(encoder.embed(fields)[0])
+        order = torch.cat([batch["rows"] for batch in passes])
+        return torch.cat(vectors)[torch.argsort(order)]
+
+    def activation_checkpointing_enable(self, **how) -> None:
+        """What the Trainer calls: hand it on to the transformers."""
+        for transformer in self.transformers:
+            transformer.activation_checkpointing_enable(**how)
+
+
+class BiEncoderTrainer(RunTrainer):
+    """The Trainer over a `TrainingSequence`; everything else about a step is transformers'.
+
+    Args:
+        encoder: Trained in place.
+        data: What to learn from.
+        folder: Where checkpoints go; None for none.
+        settings: How.
+        validation: What to select by, if anything.
+        loss: Takes the arguments of `in_batch_negatives_loss`, which it is by default.
+
+    Raises:
+        ValueError: Fewer than two validation queries; what `TrainingSequence` refuses.
+    """
+
+    def __init__(
+        self,
+        encoder: BiEncoder | TwoEncoders,
+        data: TrainingData,
+        folder: Path | None,
+        settings: TrainingSettings,
+        validation: Collection | None = None,
+        loss: Callable[..., torch.Tensor] = in_batch_negatives_loss,
+    ):
+        self.encoder, self.validation, self._loss = encoder, validation, loss
+        on_cpu = encoder.passage.model.device.type == "cpu"
+        pass_tokens = settings.pass_tokens or (CPU_PASS_TOKENS if on_cpu else None)
+        how = (settings.seed, settings.num_negatives, settings.queries_per_passage)
+        batches_per_epoch = TrainingSequence(data, settings.batch_size, 1, *how).batches_per_epoch
+        steps_per_epoch = batches_per_epoch / settings.accumulation
+        steps = settings.num_steps or max(1, round(settings.num_epochs * steps_per_epoch))
+        sequence = TrainingSequence(data, settings.batch_size, steps * settings.accumulation, *how)
+        pair = Pair(encoder, settings.gradient_caching)
+        if settings.gradient_caching and on_cpu and sys.platform == "linux":
+            # Else what little each pass keeps pins the heap around it: 6.1 GiB in place of 1.4 at batch 512
+            getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)(M_MMAP_THRESHOLD, LARGE_BYTES)
+        if settings.dropout is not None:
+            for module in pair.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = settings.dropout
+        held_out = None
+        if validation is not None:
+            held_out = from_collection(validation)
+            if len(held_out.examples) < 2:
+                raise ValueError(
+                    f"validation needs two queries with an answer or more, {held_out.name} has 1"
+                )
+            size = min(settings.batch_size, len(held_out.examples))
+            self._held_out = TrainingSequence(held_out, size, len(held_out.examples) // size, 0, 0)
+            self._held_out_size, self._held_out_collator = size, Collator(encoder, held_out, pass_tokens)
+        super().__init__(
+            pair,
+            settings,
+            steps_per_epoch,
+            training_arguments(settings, folder, steps, on_cpu, validation is not None),
+            data_collator=Collator(encoder, data, pass_tokens, settings.all_positives),
+            train_dataset=sequence,
+            eval_dataset=held_out and held_out.examples,
+        )
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The contrastive loss of a batch; its in-batch accuracy and tokens are counted beside."""
+        queries, passages = model(inputs["queries"], inputs["passages"])
+        how = {"similarity": self.encoder.config.similarity, "temperature": self.settings.temperature}
+        masks = {name: inputs[name] for name in ("positives", "not_negative")}
+        loss = self._loss(queries, passages, symmetric=self.settings.symmetric, **how, **masks)
+        if self.model.training:
+            with torch.no_grad():
+                best = in_batch_logits(queries, passages, **how).argmax(dim=1, keepdim=True)
+                right = masks["not_negative"].gather(1, best).float().mean()
+            tokens = [batch["attention_mask"] for side in ("queries", "passages") for batch in inputs[side]]
+            self.tally["batches"] += 1
+            self.tally["chance"] = self.tally["chance"] + math.log(len(passages))
+            self.tally["right"] = self.tally["right"] + right  # stays on the device
+            self.tally["tokens"] = self.tally["tokens"] + sum(mask.sum() for mask in tokens)
+        return loss
+
+    def validate(self) -> dict[str, float]:
+        """Search the validation pool, and the loss of the held-out queries beside chance, ln B."""
+        found = search_pool(self.encoder, self.validation)
+        losses = []
+        for at in range(0, len(self._held_out), self._held_out_size):
+            records = [self._held_out[i] for i in range(at, at + self._held_out_size)]
+            batch = self._prepare_inputs(self._held_out_collator(records))
+            with self.compute_loss_context_manager():
+                losses.append(float(self.compute_loss(self.model, batch)))
+        return found | {"loss": sum(losses) / len(losses), "chance_loss": math.log(self._held_out_size)}
+
+    def extra_log(self, batches: int) -> dict[str, float]:
+        """Chance, ln of the passages, and the share of queries whose passage comes first."""
+        return {
+            "chance_loss": self.tally["chance"] / batches,
+            "in_batch_accuracy": float(self.tally["right"]) / batches,
+        }
+
+
+def search_pool(encoder: BiEncoder | TwoEncoders, pool: Collection) -> dict[str, float]:
+    """Search a collection exhaustively: the mean of each of `VALIDATION_METRICS`, with graded judgements."""
+    texts = [passage.contents for passage in pool.passages]
+    passage_emb, _ = next(encoder.passage.encode_blocks([texts], "passages"))
+    index = build_index("exact", passage_emb, pool.doc_ids, encoder.config.similarity)
+    query_emb, _ = next(encoder.query.encode_blocks([list(pool.queries.values())], "queries"))
+    run = index.search_run(list(pool.queries), query_emb, 100, "validation")
+    return evaluate(pool.qrels, run, VALIDATION_METRICS).means
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run.
+
+    Attributes:
+        encoder: The best checkpoint by the validation metric; the last weights without validation.
+        history: What was logged, a mapping a line, in order; evaluations have `eval_…` fields.
+        best_step: The step `encoder` is of.
+        folder: Where all of it lies.
+    """
+
+    encoder: BiEncoder | TwoEncoders
+    history: list[dict[str, Any]]
+    best_step: int
+    folder: Path
+
+
+def train(
+    encoder: BiEncoder | TwoEncoders,
+    data: TrainingData,
+    folder: Path | str,
+    settings: TrainingSettings,
+    *,
+    validation: Collection | None = None,
+    tags: Sequence[str] = (),
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Trained:
+    """Fine-tune a copy of an encoder, or go on with or read the run that `folder` holds.
+
+    Args:
+        encoder: Where to start; it stays as it is. Its settings (pooling, similarity, lengths, prompts)
+            are trained for and saved with the result.
+        data: What to learn from.
+        folder: The run's own folder. It gets `run.json` (every setting and fingerprint), `history.jsonl`
+            and `.csv`, `tensorboard/`, while it trains `checkpoints/`, and at the end `model/`, a
+            sentence-transformers folder with a model card.
+        settings: How.
+        validation: Queries to select by, with the pool of passages to search; the same pool for every
+            setting that is to be compared.
+        tags: Words to find the run by.
+        callbacks: More of the Trainer's callbacks, such as `dpr.training.tracking.NeptuneTracker`.
+
+    Raises:
+        ValueError: `folder` holds another run; a validation query is also a training query; evaluations
+            asked for without `validation`; what `TrainingSequence` refuses; a loss that is not finite.
+    """
+    folder = Path(folder)
+    if isinstance(tags, str):
+        raise ValueError(f"tags must be a list of words, got the string {tags!r}")
+    if validation is None and (settings.eval_every or settings.patience):
+        raise ValueError("eval_every and patience need validation, a collection to evaluate on")
+    if validation is not None:
+        asked = {query_key(text) for text in validation.queries.values()}
+        both = [e.query for e in data.examples if query_key(e.query) in asked]
+        if both:
+            raise ValueError(f"{len(both)} training queries are validation queries too, first {both[0]!r}")
+    run = describe_run(encoder, data, settings, validation, tags)
+    trained = copy.deepcopy(encoder)  # shares nothing with the caller's
+    history, finished = finish_run(
+        folder,
+        run,
+        lambda checkpoints: BiEncoderTrainer(trained, data, checkpoints, settings, validation),
+        trained.save,
+        (*MARKERS, *(f"query/{marker}" for marker in MARKERS)),
+        Kind("A bi-encoder", _reads(encoder), "sentence-transformers", "sentence-similarity"),
+        callbacks,
+    )
+    kind = TwoEncoders if isinstance(encoder, TwoEncoders) else BiEncoder
+    device = str(encoder.passage.model.device)
+    best = kind.from_pretrained(folder / MODEL, device=device, precision=encoder.precision)
+    best.name = folder.name
+    return Trained(best, history, finished["best_step"], folder)
+
+
+def _reads(encoder: BiEncoder | TwoEncoders) -> str:
+    """What a bi-encoder makes of texts, for its card."""
+    config = encoder.config
+    return (
+        f"Pooling {config.pooling}, similarity {config.similarity}, queries cut at {config.query_max_length} "
+        f"tokens and passages at {config.passage_max_length}; "
+        f"{'2 encoders' if isinstance(encoder, TwoEncoders) else '1 encoder'}."
+    )
+
+
+def describe_run(
+    encoder: BiEncoder | TwoEncoders,
+    data: TrainingData,
+    settings: TrainingSettings,
+    validation: Collection | None,
+    tags: Sequence[str],
+) -> dict[str, Any]:
+    """Everything that a run is made from, as JSON values: what `run.json` holds.
+
+    Arguments are those of `train`. Two runs with the same `IDENTITY` parts are the same run.
+    """
+    start = {
+        "model": encoder.name,
+        "encoders": 2 if isinstance(encoder, TwoEncoders) else 1,
+        "fingerprint": encoder.fingerprint,
+        **asdict(encoder.config),
+    }
+    pool = validation and {
+        "collection": validation.name,
+        "split": validation.split,
+        "pool": validation.pool,
+        "passages": validation.fingerprint,
+        "queries": validation.queries_fingerprint,
+    }
+    return run_record(settings, data, start, pool, tags)

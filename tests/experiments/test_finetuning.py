@@ -1,0 +1,213 @@
+"""Runs that a notebook makes once: trained, searched with, kept, and read only where they are the same."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from dpr.evaluation.metrics import evaluate
+from dpr.experiments.finetuning import POOL_DEPTH, FineTuned, bm25_negatives, fine_tune, validation_pool
+from dpr.experiments.profiles import Profile
+from dpr.experiments.results import load_result
+from dpr.experiments.workspace import Workspace
+from dpr.models.bi_encoder import BiEncoder
+from dpr.models.two_encoders import TwoEncoders
+from dpr.search.bm25 import BM25
+from dpr.training.settings import TrainingSettings
+
+SETTINGS = TrainingSettings(num_steps=2, batch_size=2, learning_rate=1e-2, eval_every=1, log_every=1)
+TAG = "tiny-ft"
+
+
+@pytest.fixture
+def tiny_collection(with_dev):
+    """That with dev queries, also for `tiny_beir_folder`."""
+    return with_dev
+
+
+@pytest.fixture
+def space(tmp_path, tiny_beir_folder):
+    """A workspace over the tiny collection, with short passages in training and longer ones in search."""
+    profile = Profile(
+        "tiny",
+        str(tiny_beir_folder),
+        training_length=8,
+        passage_max_length=16,
+        query_max_length=8,
+        pool_size=5,
+        pool_queries=1,
+    )
+    return Workspace(profile, tmp_path / "out")
+
+
+@pytest.fixture
+def encoder(plain_folder):
+    return BiEncoder.from_pretrained(
+        plain_folder, device="cpu", pooling="mean", query_max_length=8, passage_max_length=16
+    )
+
+
+@pytest.fixture
+def made(space, encoder):
+    """Makes the run, or one with something changed."""
+    data, dev = space.training_data()
+    collection = space.collection()
+
+    def make(encoder=encoder, settings=SETTINGS, validation=dev, collection=collection, tag=TAG) -> FineTuned:
+        return fine_tune(
+            space, tag, encoder, data, settings, validation, collection, notebook="04_finetune_biencoder"
+        )
+
+    return make
+
+
+def forget_model(space):
+    shutil.rmtree(space.models)
+
+
+def test_a_run_is_trained_searched_with_and_kept(space, made):
+    run = made()
+    assert [line["step"] for line in run.history if "loss" in line] == [1, 2]
+    assert run.finished["steps"] == 2
+    assert run.result.metadata["ablation"]
+    assert run.result.metadata["seed"] == 0
+    assert run.result.metadata["config"]["trained_on"] == "3 queries of tiny/train"
+    loaded = load_result(space.runs, TAG)
+    assert loaded.evaluation.means == pytest.approx(run.result.evaluation.means, abs=1e-5)
+    again = evaluate(space.collection().qrels, loaded.run(), ["nDCG@10"]).means["nDCG@10"]
+    assert again == pytest.approx(run.result.evaluation.means["nDCG@10"], abs=1e-6)
+
+
+def test_it_is_trained_at_one_length_and_searches_at_another(space, made, encoder):
+    run = made()
+    assert run.finished["start"]["passage_max_length"] == 8
+    assert run.result.metadata["config"]["passage_max_length"] == 16
+    assert encoder.config.passage_max_length == 16
+    saved = BiEncoder.from_pretrained(space.model_folder(run.finished["data"]["name"], TAG) / "model")
+    assert saved.config.passage_max_length == 8
+    ready = saved.with_settings(passage_max_length=16)
+    assert run.result.metadata["config"]["model"] == ready.fingerprint
+
+
+def test_the_same_run_is_read_without_its_model(space, made):
+    first = made()
+    forget_model(space)
+    second = made()
+    assert not space.models.exists()
+    assert second.history == first.history
+    assert second.finished == first.finished
+    assert second.minutes == first.minutes > 0
+    assert second.result.metadata == first.result.metadata
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"settings": replace(SETTINGS, seed=1)},
+        {"settings": replace(SETTINGS, learning_rate=2e-2)},
+        {"validation": None},
+        {"collection": None},
+        {"encoder": None},
+    ],
+    ids=["seed", "rate", "validation", "collection", "model"],
+)
+def test_another_run_is_made_again(space, made, encoder, tiny_collection, changed):
+    made()
+    forget_model(space)
+    if "validation" in changed:
+        _, dev = space.training_data()
+        changed = {"validation": dev.sample(3, 2)}
+    if "collection" in changed:
+        changed = {"collection": space.collection().sample(5, 2)}
+    if "encoder" in changed:
+        changed = {"encoder": encoder.with_settings(pooling="cls")}
+    again = made(**changed)
+    assert space.models.exists()
+    kept = json.loads((space.runs / "training" / f"{TAG}.json").read_text())
+    assert kept["settings"]["seed"] == again.finished["settings"]["seed"]
+    assert kept["searched"] == again.result.metadata["config"]["model"]
+
+
+def test_a_result_that_another_model_made_is_made_again(space, made, encoder):
+    made()
+    forget_model(space)
+    other = encoder.with_settings(pooling="cls")
+    space.search_dense(other, space.collection(), TAG, notebook="other")
+    run = made()
+    assert run.result.metadata["notebook"] == "04_finetune_biencoder"
+    assert load_result(space.runs, TAG).metadata["config"]["model"] != other.fingerprint
+
+
+def test_two_encoders_are_made_and_read_alike(space, made, encoder):
+    other = encoder.with_settings()
+    first = made(encoder=TwoEncoders(encoder, other))
+    assert first.finished["start"]["encoders"] == 2
+    assert first.result.metadata["config"]["passage_max_length"] == 16
+    forget_model(space)
+    assert made(encoder=TwoEncoders(encoder, other)).result.metadata == first.result.metadata
+
+
+def test_minutes_are_those_of_steps_and_evaluations():
+    history = [
+        {"loss": 1.0, "step": 10, "step_s": 3.0},
+        {"eval_loss": 1.0, "step": 10, "eval_s": 12.0},
+        {"loss": 1.0, "step": 15, "step_s": 3.6},
+    ]
+    assert FineTuned(None, history, {}).minutes == pytest.approx((30 + 12 + 18) / 60)
+
+
+def test_negatives_come_from_the_whole_corpus_and_are_no_positives(space):
+    data, _ = space.training_data()
+    mined, corpus = bm25_negatives(space, data, num_negatives=2, depth=4)
+    assert set(corpus) == {passage.doc_id for passage in space.collection().passages}
+    assert mined.negatives
+    for example in data.examples:
+        found = mined.negatives.get(example.query_id, ())
+        assert len(found) <= 2
+        assert not set(found) & set(example.positives)
+
+
+def test_the_pool_holds_what_is_relevant_and_what_bm25_finds_first(space):
+    _, dev = space.training_data()
+    asked = {query_id: "masks, two doses, zinc" for query_id in dev.queries}
+    dev = replace(dev, all_queries={**dev.all_queries, **asked})
+    smallest = validation_pool(Workspace(replace(space.profile, pool_size=4), space.root), dev)
+    [(query_id, grades)] = smallest.qrels.items()
+    assert set(smallest.doc_ids) == {"d1", "d4", "d6"} | set(grades)
+    pool = validation_pool(space, dev)
+    assert len(pool.passages) == 5
+    assert list(pool.queries) == [query_id]
+    hits = BM25.build(dev, space.index_folder(dev)).search(pool.queries, POOL_DEPTH)
+    assert len(hits[query_id]) == POOL_DEPTH
+    assert {*hits[query_id], *dev.qrels[query_id]} <= set(pool.doc_ids)
+    assert pool.fingerprint == validation_pool(space, dev).fingerprint
+
+
+def test_profiles_with_pools_of_other_sizes_share_one_of_a_given_size(space):
+    _, dev = space.training_data()
+    other = Workspace(replace(space.profile, pool_size=space.profile.pool_size + 1), space.root)
+    assert validation_pool(space, dev).fingerprint != validation_pool(other, dev).fingerprint
+    assert validation_pool(space, dev, 5).fingerprint == validation_pool(other, dev, 5).fingerprint
+
+
+def test_live_curves_are_one_figure_drawn_again():
+    source = """
+from types import SimpleNamespace
+from dpr.experiments.finetuning import LiveCurves
+history = []
+curves = LiveCurves("nDCG@10", "a run")
+for step in (1, 2, 3):
+    history += [
+        {"loss": 1 / step, "learning_rate": 1e-5, "grad_norm": 1.0, "chance_loss": 2.0, "step": step},
+        {"eval_loss": 1.0, "eval_chance_loss": 2.0, "eval_nDCG@10": step / 10, "step": step},
+    ]
+    curves.on_evaluate(None, SimpleNamespace(log_history=history), None)
+curves.show(history)
+"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+    [output] = notebook.cells[0].outputs
+    assert "image/png" in output["data"]

@@ -1,0 +1,296 @@
+"""The report: its numbers are those of the files in runs/, here and in the committed README."""
+
+import csv
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from re import escape
+
+import numpy as np
+import pytest
+
+from dpr.data.trec import Run, read_qrels, read_run
+from dpr.evaluation.metrics import evaluate
+from dpr.evaluation.significance import smallest_difference
+from dpr.experiments import report
+from dpr.experiments.published import PUBLISHED
+from dpr.experiments.report import expected_table, fill, readme_sections, results_table, smallest_provable
+from dpr.experiments.results import hardware, load_result, load_results, save_mean_of_seeds, save_result
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMITTED = sorted(path for name in report.COLLECTIONS for path in ROOT.glob(f"runs/{name}/*.trec.gz"))
+MARKERS = ("results", "expected")
+
+RUNS = {
+    "bm25": {"q1": {"d1": 2.0, "d3": 1.0}, "q2": {"d5": 2.0, "d2": 1.0}},
+    "all-MiniLM-L6-v2": {"q1": {"d3": 2.0, "d1": 1.0}, "q2": {"d2": 1.0}},
+    "bm25-tuned": {"q1": {"d1": 2.0, "d3": 1.0}},
+}
+# q1 has d1 of grade 2 and d3 of grade 1: in that order 1, in the other (1 + 2/log2 3) / (2 + 1/log2 3)
+SWAPPED, SECOND = 0.859719, 0.630930
+
+
+def save(folder, tag, run, collection, **changes):
+    """`save_result` with settings that a test need not name."""
+    settings = {"notebook": "02_bm25", "config": {}, "depth": 5, "wall_s": 1.0}
+    return save_result(folder, Run(run, tag), collection, **settings | changes)
+
+
+@pytest.fixture
+def scifact(tmp_path, tiny_collection):
+    """A folder with three systems and an ablation on a tiny collection that is called scifact."""
+    collection = replace(tiny_collection, name="scifact")
+    folder = tmp_path / "runs" / "scifact"
+    save(folder, "bm25", RUNS["bm25"], collection)
+    dense = {"notebook": "05_dense_retrieval", "wall_s": 0.004, "index_bytes": 3_500_000}
+    save(folder, "all-MiniLM-L6-v2", RUNS["all-MiniLM-L6-v2"], collection, **dense)
+    save(folder, "bm25-tuned", RUNS["bm25-tuned"], collection, config={"tuned_on": "49 dev queries"})
+    save(folder, "wrong-pooling", {"q1": {"d1": 1.0}}, collection, ablation=True)
+    return folder
+
+
+# --- results_table -----------------------------------------------------------------------------
+
+
+def test_the_table_has_the_means_of_the_files_best_first(scifact):
+    table, caption = results_table(scifact).split("\n\n")
+    assert table.splitlines() == [
+        "| system | nDCG@10 | RR@10 | R@100 | published nDCG@10 | queries/s | index MiB | run | notebook |",
+        "|---|---:|---:|---:|---:|---:|---:|---|---|",
+        f"| all-MiniLM-L6-v2¹ | {(SWAPPED + 1) / 2:.4f} | 1.0000 | 1.0000 | 0.6451 "
+        "| 500 | 3.3 | [run](runs/scifact/all-MiniLM-L6-v2.trec.gz) "
+        "| [05](notebooks/05_dense_retrieval.ipynb) |",
+        f"| bm25 | {(1 + SECOND) / 2:.4f} | 0.7500 | 1.0000 | 0.6789 "
+        "| – | – | [run](runs/scifact/bm25.trec.gz) | [02](notebooks/02_bm25.ipynb) |",
+        "| bm25-tuned | 0.5000 | 0.5000 | 0.5000 | – "
+        "| – | – | [run](runs/scifact/bm25-tuned.trec.gz) | [02](notebooks/02_bm25.ipynb) |",
+    ]
+    smallest = [smallest_difference(np.array(d)) for d in ([SWAPPED - 1, 1 - SECOND], [0, -SECOND])]
+    assert caption == (
+        f"2 test queries, full corpus, depth 5, {hardware()}. "
+        "Queries/s: all at once, encoding them included. "
+        "The smallest true nDCG@10 difference from bm25 that these queries would show (paired, two-sided "
+        f"0.05, power 0.8): {min(smallest):.3f} to {max(smallest):.3f}, by system. "
+        "¹ Trained on a billion pairs, MS MARCO and SQuAD among them, by its authors. "
+        "`bm25-tuned` was tuned on 49 dev queries."
+    )
+
+
+def test_a_system_with_several_seeds_shows_their_mean_and_range(scifact, tiny_collection):
+    collection = replace(tiny_collection, name="scifact")
+    better = {"q1": {"d1": 2.0, "d3": 1.0}, "q2": {"d2": 1.0}}
+    trained = {"trained_on": "5 queries of scifact/train", "written_by": "a small model"}
+    seeds = [
+        save(scifact, f"tuned-s{seed}", run, collection, seed=seed, ablation=True, config=trained)
+        for seed, run in enumerate((better, RUNS["bm25"]))
+    ]
+    save_mean_of_seeds("tuned", seeds)
+    table, caption = results_table(scifact).split("\n\n")
+    mean, lowest = (1 + (1 + SECOND) / 2) / 2, (1 + SECOND) / 2
+    assert f"| tuned | {mean:.4f} ({lowest:.4f}–1.0000) | 0.8750 | 1.0000 | – " in table
+    assert "In parentheses the lowest and highest of several training seeds" in caption
+    assert "`tuned` was fine-tuned on 5 queries of scifact/train." in caption
+    assert "The queries of `tuned` were written by a small model." in caption
+    assert "tuned-s0" not in table
+
+
+def test_a_part_of_a_collection_has_no_published_figure_and_says_what_it_is(tmp_path, tiny_collection):
+    part = replace(tiny_collection, name="scifact", pool="6 of 5,183 passages")
+    save(tmp_path, "bm25", RUNS["bm25"], part)
+    table = results_table(tmp_path)
+    assert "0.6789" not in table
+    assert "| – | – | – | [run]" in table
+    assert "2 test queries, 6 of 5,183 passages, depth 5" in table
+
+
+def test_a_collection_that_nobody_published_on_has_no_published_figure(tmp_path, tiny_collection):
+    save(tmp_path, "bm25", RUNS["bm25"], tiny_collection)
+    assert "| – | – | – | [run](runs/tiny/bm25.trec.gz)" in results_table(tmp_path)
+
+
+def test_only_systems_trained_on_a_billion_pairs_get_the_footnote(tmp_path, tiny_collection):
+    save(tmp_path, "bm25", RUNS["bm25"], tiny_collection)
+    save(tmp_path, "my-MiniLM", RUNS["bm25-tuned"], tiny_collection)
+    assert "¹" not in results_table(tmp_path)
+
+
+def test_without_a_baseline_nothing_is_said_about_differences(tmp_path, tiny_collection):
+    save(tmp_path, "dense", RUNS["bm25"], tiny_collection)
+    assert "smallest true" not in results_table(tmp_path)
+    assert smallest_provable(load_results(tmp_path)) == {}
+
+
+def test_the_smallest_provable_difference_is_that_of_the_paired_values(scifact):
+    found = smallest_provable(load_results(scifact), "RR@10")
+    assert found == {"all-MiniLM-L6-v2": pytest.approx(smallest_difference(np.array([0, 0.5])))} | {
+        "bm25-tuned": pytest.approx(smallest_difference(np.array([0, -0.5])))
+    }
+
+
+@pytest.mark.parametrize("what", ["passages", "queries"])
+def test_runs_over_other_passages_or_queries_stand_in_no_table_together(scifact, tiny_collection, what):
+    collection = replace(tiny_collection, name="scifact")
+    if what == "passages":
+        collection = replace(collection, passages=collection.passages[:-1])
+    else:
+        collection = replace(collection, all_qrels={"test": {"q1": {"d1": 1}}})
+    save(scifact, "later", {"q1": {"d1": 1.0}}, collection)
+    with pytest.raises(ValueError, match=escape(f"{scifact}: runs over different passages or queries")):
+        results_table(scifact)
+
+
+def test_a_folder_without_runs_has_no_table(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no runs"):
+        results_table(tmp_path)
+
+
+def test_the_expected_figures_are_the_published_ones_of_that_collection():
+    lines = expected_table("trec-covid").splitlines()
+    theirs = {key: value for key, value in PUBLISHED.items() if key[0] == "trec-covid"}
+    assert len(lines) == 2 + len(theirs) > 4
+    assert "| bm25 | nDCG@10 | 0.5947 | Anserini regressions, BEIR flat, k1 0.9, b 0.4 |" in lines
+
+
+# --- fill and main -----------------------------------------------------------------------------
+
+
+def test_only_what_stands_between_the_markers_is_replaced():
+    readme = (
+        "above\n<!-- a:begin -->\nold\nold\n<!-- a:end -->\nbetween <!-- b:begin --><!-- b:end -->\n\nbelow\n"
+    )
+    filled = fill(readme, {"a": r"new \1 \g<0>", "b": "more"})
+    assert filled == (
+        "above\n<!-- a:begin -->\nnew \\1 \\g<0>\n<!-- a:end -->\n"
+        "between <!-- b:begin -->\nmore\n<!-- b:end -->\n\nbelow\n"
+    )
+    assert fill(filled, {"a": r"new \1 \g<0>", "b": "more"}) == filled
+
+
+@pytest.mark.parametrize(
+    "readme",
+    ["", "<!-- a:begin -->", "<!-- a:end -->", "<!-- a:end -->\n<!-- a:begin -->", "<!-- a:begin --> a:end"],
+)
+def test_a_missing_marker_is_refused(readme):
+    with pytest.raises(
+        ValueError, match=escape("README.md has no markers <!-- a:begin --> … <!-- a:end -->")
+    ):
+        fill(readme, {"a": "text"})
+
+
+@pytest.fixture
+def project(tmp_path, scifact, tiny_collection, monkeypatch):
+    """A repository with runs on both collections, and the current folder in it."""
+    collection = replace(tiny_collection, name="nfcorpus")
+    save(tmp_path / "runs" / "nfcorpus", "bm25", RUNS["bm25"], collection)
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    marked = "".join(f"<!-- {marker}:begin -->\n<!-- {marker}:end -->\n" for marker in MARKERS)
+    (tmp_path / "README.md").write_text(f"# title\n{marked}end\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "notebooks")
+    return tmp_path
+
+
+def test_the_command_writes_readme_and_figure_alike_each_time(project, capsys):
+    written = []
+    for _ in range(2):
+        report.main()
+        assert capsys.readouterr().out == "wrote README.md and runs/results.png\n"
+        written.append([(project / name).read_bytes() for name in ("README.md", report.FIGURE)])
+    assert written[0] == written[1]
+    readme, figure = written[0]
+    sections = readme_sections(project)
+    assert tuple(sections) == MARKERS
+    for title, name in (("SciFact", "scifact"), ("NFCorpus", "nfcorpus")):
+        assert f"### {title}\n\n{results_table(project / 'runs' / name)}" in sections["results"]
+    for section in sections.values():
+        assert section in readme.decode()
+    assert readme.startswith(b"# title\n<!-- results:begin -->\n### SciFact\n")
+    assert readme.endswith(b"-->\nend\n")
+    assert figure.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("what", ["markers", "runs"])
+def test_the_command_says_what_is_missing_and_leaves_the_readme(project, what):
+    if what == "markers":
+        (project / "README.md").write_text("# title\n", encoding="utf-8")
+    else:
+        (project / "runs" / "nfcorpus" / "bm25.trec.gz").unlink()
+    before = (project / "README.md").read_bytes()
+    with pytest.raises(SystemExit, match=r"^error: .*(no markers|no runs)"):
+        report.main()
+    assert (project / "README.md").read_bytes() == before
+
+
+# --- what is committed -------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not (ROOT / "runs" / "scifact").is_dir(), reason="no runs in this checkout")
+@pytest.mark.parametrize("marker", MARKERS)
+def test_the_readme_shows_what_the_runs_give_now(marker):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    [shown] = re.findall(f"<!-- {marker}:begin -->\n(.*?)\n?<!-- {marker}:end -->", readme, re.DOTALL)
+    assert shown == readme_sections(ROOT)[marker], "run `make readme`"
+
+
+def table_of(path, system):
+    """query_id → the row of a committed table beside a run."""
+    with path.with_name(f"{system}.csv").open(encoding="utf-8") as stream:
+        return {row["query_id"]: row for row in csv.DictReader(stream)}
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_committed_run_has_the_metrics_of_its_table_against_the_real_judgements(data_dir, path):
+    stem = path.name.removesuffix(".trec.gz")
+    metadata = json.loads(path.with_name(f"{stem}.json").read_text(encoding="utf-8"))
+    run = read_run(path)
+    assert (metadata["system"], metadata["collection"], run.tag) == (stem, path.parent.name, stem)
+    assert (metadata["split"], metadata["pool"]) == ("test", "full corpus")
+    qrels = read_qrels(data_dir / path.parent.name / "qrels" / "test.tsv")
+    table = table_of(path, stem)
+    assert set(table) == set(qrels)
+    if "seeds" in metadata:  # the table has the means over the seeds, the run is that of the first
+        tables = [table_of(path, f"{stem}-s{seed}") for seed in metadata["seeds"]]
+        for metric in ("nDCG@10", "RR@10", "R@100"):
+            mean = {q: sum(float(t[q][metric]) for t in tables) / len(tables) for q in qrels}
+            assert {q: float(row[metric]) for q, row in table.items()} == pytest.approx(mean, abs=1e-5)
+        table = tables[0]
+    for metric, values in evaluate(qrels, run, ["nDCG@10", "RR@10", "R@100"]).per_query.items():
+        shown = {query_id: float(row[metric]) for query_id, row in table.items()}
+        assert shown == pytest.approx(values, abs=1e-5), metric
+
+
+def test_the_readmes_code_runs_and_its_number_is_the_runs(tmp_path, monkeypatch, capsys):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", readme, re.DOTALL))
+    [said] = re.findall(r"# (0\.\d{4})\n", code)
+    assert (
+        f"{load_result(ROOT / 'runs' / 'scifact', 'all-MiniLM-L6-v2').evaluation.means['nDCG@10']:.4f}"
+        == said
+    )
+    monkeypatch.chdir(tmp_path)
+    small = code.replace('load_collection("scifact")', 'load_collection("docstrings").sample(400, 10)')
+    for said_there, quick in (
+        ('load_collection("scifact", "dev")', 'load_collection("docstrings", "dev")'),
+        ('load_training_data("scifact/train")', 'load_training_data("docstrings/train").split(0.03, 0)[1]'),
+        ("num_passages=1000, num_queries=100", "num_passages=20, num_queries=4"),
+        ("num_steps=240, eval_every=60", "num_steps=2, batch_size=4, eval_every=2, log_every=2"),
+        ("num_queries=5", "num_queries=1, max_length=4"),
+    ):
+        assert said_there in code
+        small = small.replace(said_there, quick)
+    assert small != code
+    exec(compile(small, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert 0.5 < float(printed.split()[0]) <= 1
+    assert "Comparison(system='dense', metric='nDCG@10'" in printed
+    assert len(read_run(tmp_path / "dense.trec.gz")) == 10
+    assert [line.split()[0] for line in printed.splitlines() if line.startswith(("exact", "faiss"))] == [
+        "exact",
+        "faiss-hnsw",
+        "faiss-ivf",
+    ]
+    [planned] = re.findall(r"# GiB for MS MARCO: ([\d.]+)\n", code)
+    *_, gib, best_step, ndcg = printed.split()
+    assert float(gib) == pytest.approx(float(planned), abs=0.05)
+    assert (best_step, 0 < float(ndcg) <= 1) == ("2", True)

@@ -1,0 +1,172 @@
+"""Expansion by hand on a collection small enough to count."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dpr.data.collection import Passage
+from dpr.generation.expansion import (
+    audit_queries,
+    best_share,
+    copied_terms,
+    cross_encoder_scores,
+    encoder_scores,
+    expand,
+    without_duplicates,
+    words,
+)
+from dpr.models.bi_encoder import BiEncoder
+from dpr.search.bm25 import BM25
+
+QUERIES = {"d1": ["do masks work", "what filters air"], "d3": ["why wash hands", "soap", "viruses"]}
+
+
+def test_an_expanded_passage_has_its_text_first_and_then_its_queries(tiny_collection):
+    expanded = expand(tiny_collection, QUERIES, num_queries=2)
+    assert expanded.by_id["d1"] == Passage(
+        "d1", "Masks", "Masks filter droplets. do masks work what filters air"
+    )
+    assert expanded.by_id["d3"].contents == "Handwashing removes viruses. why wash hands soap"
+    assert expanded.by_id["d2"] == tiny_collection.by_id["d2"]
+    assert expanded.doc_ids == tiny_collection.doc_ids
+    assert expanded.queries == tiny_collection.queries
+    assert expanded.all_qrels == tiny_collection.all_qrels
+    assert expanded.fingerprint != tiny_collection.fingerprint
+    assert tiny_collection.by_id["d1"].text == "Masks filter droplets."
+
+
+def test_without_the_original_a_passage_is_its_queries_alone(tiny_collection):
+    expanded = expand(tiny_collection, QUERIES, original=False)
+    assert expanded.by_id["d3"] == Passage("d3", "", "why wash hands soap viruses")
+    assert expanded.by_id["d2"].contents == ""
+
+
+def test_an_expanded_collection_says_what_it_was_made_of(tiny_collection):
+    first = expand(tiny_collection, QUERIES, 1).expanded
+    assert first["passages"] == tiny_collection.fingerprint
+    assert (first["num_queries"], first["original"]) == (1, True)
+    others = [
+        expand(tiny_collection, QUERIES, 2),
+        expand(tiny_collection, {"d1": ["do masks"]}, 1),
+        expand(tiny_collection, {"d1": ["do masks work"], "d3": ["why"]}, 1),
+    ]
+    assert len({first["queries"], *(other.expanded["queries"] for other in others)}) == 4
+    assert expand(tiny_collection, {**QUERIES, "d1": ["do masks work"]}, 1).expanded == first
+    assert others[0].with_split("train").expanded == others[0].expanded
+    assert others[0].sample(3, 1).expanded == others[0].expanded
+    assert tiny_collection.expanded is None
+
+
+def test_bm25_finds_a_document_by_a_word_that_only_its_query_has(tiny_collection, tmp_path):
+    plain = BM25.build(tiny_collection, tmp_path / "plain").search({"q": "soap"}, 5)
+    expanded = expand(tiny_collection, QUERIES)
+    found = BM25.build(expanded, tmp_path / "expanded").search({"q": "soap"}, 5)
+    assert not plain["q"]
+    assert list(found["q"]) == ["d3"]
+
+
+@pytest.mark.parametrize(
+    ("queries", "num_queries", "message"),
+    [
+        ({"d9": ["a"], "d8": []}, None, "tiny lacks 2 documents with queries, first 'd9'"),
+        (QUERIES, 0, "num_queries must be None or at least 1, got 0"),
+    ],
+)
+def test_queries_that_cannot_be_added_are_refused(tiny_collection, queries, num_queries, message):
+    with pytest.raises(ValueError, match=message):
+        expand(tiny_collection, queries, num_queries)
+
+
+def test_duplicates_go_and_the_order_stays():
+    found = without_duplicates({"d1": ["a b", "c", "A  B", " ", "d?", "c", "!"], "d2": []})
+    assert found == {"d1": ["a b", "c", "d?"], "d2": []}
+
+
+def test_words_are_letters_and_digits_in_lower_case():
+    assert words("Covid-19: SARS_CoV2’s — naïve!") == ["covid", "19", "sars", "cov2", "s", "naïve"]
+
+
+def test_encoder_scores_are_the_cosines_of_each_query_and_its_passage(tiny_collection, plain_folder):
+    encoder = BiEncoder.from_pretrained(
+        plain_folder, device="cpu", pooling="mean", query_max_length=8, passage_max_length=16
+    )
+    passage_emb = encoder.encode_passages([p.contents for p in tiny_collection.passages])
+    scores = encoder_scores(encoder, tiny_collection, passage_emb, {**QUERIES, "d2": []})
+    assert list(scores) == ["d1", "d3", "d2"]
+    for doc_id, found in QUERIES.items():
+        passage = passage_emb[tiny_collection.doc_ids.index(doc_id)]
+        for query, score in zip(found, scores[doc_id], strict=True):
+            [vector] = encoder.encode_queries([query])
+            cosine = vector @ passage / np.linalg.norm(vector) / np.linalg.norm(passage)
+            assert score == pytest.approx(float(cosine), abs=1e-5)
+
+
+def test_cross_encoder_scores_are_of_each_query_with_its_passage(tiny_collection):
+    class WordsShared:
+        def predict(self, pairs):
+            return [len(set(words(query)) & set(words(passage))) for query, passage in pairs]
+
+    scores = cross_encoder_scores(WordsShared(), tiny_collection, {**QUERIES, "d2": []})
+    assert scores == {"d1": [1, 0], "d3": [0, 0, 1], "d2": []}
+    assert cross_encoder_scores(WordsShared(), tiny_collection, {}) == {}
+
+
+def test_the_best_share_is_of_all_queries_of_all_passages():
+    scores = {"d1": [0.9, 0.1], "d3": [0.2, 0.8, 0.7]}
+    kept, bound = best_share(QUERIES, scores, 0.6)
+    assert kept == {"d1": ["do masks work"], "d3": ["soap", "viruses"]}
+    assert bound == 0.7
+    assert best_share(QUERIES, scores, 1.0) == (QUERIES, 0.1)
+    kept, bound = best_share(QUERIES, scores, 0.01)
+    assert (kept, bound) == ({"d1": ["do masks work"], "d3": []}, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("queries", "scores", "share", "message"),
+    [
+        (QUERIES, {"d1": [1, 2], "d3": [1, 2, 3]}, 0, "share must be above 0 and at most 1, got 0"),
+        (QUERIES, {"d1": [1, 2], "d3": [1, 2, 3]}, 1.1, "share must be above 0 and at most 1"),
+        (QUERIES, {"d1": [1, 2]}, 0.5, "d3 has 3 queries and 0 scores"),
+        ({"d1": []}, {}, 0.5, "no query to choose from"),
+    ],
+)
+def test_what_cannot_be_chosen_from_is_refused(queries, scores, share, message):
+    with pytest.raises(ValueError, match=message):
+        best_share(queries, scores, share)
+
+
+def test_copied_terms_are_a_passages_own_rarest_words(tiny_collection):
+    passages = [
+        Passage("d1", "zinc", "zinc helps the cold"),
+        Passage("d2", "", "the cold helps"),
+        Passage("d3", "", "the sun the sun"),
+        Passage("d4", "", ""),
+    ]
+    collection = replace(tiny_collection, passages=passages, all_qrels={"test": {"q1": {"d1": 1}}})
+    assert copied_terms(collection, num_queries=2, terms_per_query=2) == {
+        "d1": ["zinc helps", "cold the"],
+        "d2": ["cold helps", "the"],
+        "d3": ["sun the"],
+        "d4": [],
+    }
+    assert copied_terms(collection, 1, 1)["d1"] == ["zinc"]
+    with pytest.raises(ValueError, match="at least 1, got 0 and 2"):
+        copied_terms(collection, 0, 2)
+
+
+def test_copied_terms_bring_no_new_word(tiny_collection):
+    audit = audit_queries(tiny_collection, copied_terms(tiny_collection, 3, 2))
+    assert audit.new_word_share == 0
+
+
+def test_the_audit_counts_repeats_and_new_words(tiny_collection):
+    audit = audit_queries(tiny_collection, {"d1": ["do masks work", "Do masks  work", "", "masks"], "d2": []})
+    assert audit.num_queries == 4
+    assert audit.duplicate_share == 0.5
+    assert audit.new_word_share == pytest.approx(2 / 3)  # do, work of do, masks, work
+    assert audit.words_per_query == 2
+    empty = audit_queries(tiny_collection, {"d1": ["", "?"]})
+    assert (empty.duplicate_share, empty.new_word_share, empty.words_per_query) == (1, 0, 0)
+    with pytest.raises(ValueError, match="no query for any passage of tiny"):
+        audit_queries(tiny_collection, {"d1": []})

@@ -1,0 +1,226 @@
+"""Queries on disk: each passage's, whatever was interrupted, and the same bytes."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dpr.data.collection import Collection, Passage
+from dpr.generation.decoding import Decoding
+from dpr.generation.generate import generate_queries, read_queries, write_queries
+from dpr.generation.generator import QueryGenerator
+
+DECODING = Decoding(num_queries=2, max_length=4)
+WORDS = ["masks", "zinc", "bats", "cold", "soap", "skin", "lungs", "water", "milk", "snow", "salt", "air"]
+
+# Writes queries as each line of its input tells it, in a child of its own that may die before a file event.
+SERVER = """
+import json, os, signal, sys
+from dpr.data.collection import Collection, Passage
+from dpr.generation.generate import generate_queries
+from dpr.generation.decoding import Decoding
+from dpr.generation.generator import QueryGenerator
+from killing import die_before
+
+generator = QueryGenerator.from_pretrained(sys.argv[1], device="cpu")
+passages = [Passage(*fields) for fields in json.loads(sys.argv[2])]
+collection = Collection("made", passages, {}, {"test": {}})
+
+for line in sys.stdin:
+    folder, kill_before, decoding = json.loads(line)
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+        if kill_before:
+            die_before(kill_before, folder)
+        generate_queries(folder, generator, collection, Decoding(**decoding), shard_size=3)
+        os._exit(0)
+    print(json.dumps(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(plain_folder, tmp_path_factory):
+    """A tiny generator on disk."""
+    path = tmp_path_factory.mktemp("generator") / "tiny"
+    QueryGenerator.warm_started(
+        plain_folder, 1, device="cpu", passage_max_length=10, query_max_length=6
+    ).save(path)
+    return path
+
+
+@pytest.fixture
+def generator(folder):
+    return QueryGenerator.from_pretrained(folder, device="cpu")
+
+
+def made(num_passages):
+    """Passages of 1 to 15 words, in no order of length."""
+    texts = [" ".join((WORDS * 3)[i : i + 1 + i * 7 % 15]) for i in range(num_passages)]
+    passages = [Passage(f"d{i}", f"Title {i}", text) for i, text in enumerate(texts)]
+    return Collection("made", passages, {}, {"test": {}})
+
+
+def shards(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*.jsonl"))}
+
+
+@pytest.mark.parametrize("shard_size", [1, 4, 100])
+def test_greedy_queries_on_disk_are_those_in_memory(generator, tmp_path, shard_size):
+    collection, greedy = made(9), Decoding("greedy", max_length=4)
+    found = generate_queries(
+        tmp_path / "new", generator, collection, greedy, min_words=0, shard_size=shard_size
+    )
+    expected = generator.generate([passage.contents for passage in collection.passages], greedy)
+    assert found.queries == dict(zip(collection.doc_ids, expected, strict=True))
+    assert found.num_skipped == 0
+    assert found.passages_per_s > 0
+    assert len(shards(tmp_path / "new")) == -(-9 // shard_size)
+
+
+def test_every_shard_draws_anew(generator, tmp_path):
+    same = [Passage(f"d{i}", "", "masks filter droplets and hands spread them") for i in range(4)]
+    collection = Collection("made", same, {}, {"test": {}})
+    found = generate_queries(tmp_path, generator, collection, DECODING, shard_size=1)
+    assert len({tuple(queries) for queries in found.queries.values()}) == 4
+
+
+def test_passages_that_are_too_short_are_left_out_and_counted(generator, tmp_path):
+    collection = made(9)
+    long_enough = [p.doc_id for p in collection.passages if len(p.text.split()) >= 6]
+    found = generate_queries(tmp_path, generator, collection, DECODING, min_words=6)
+    assert list(found.queries) == long_enough
+    assert found.num_skipped == 9 - len(long_enough) > 0
+    with pytest.raises(ValueError, match="made: no passage has 99 words"):
+        generate_queries(tmp_path / "other", generator, collection, DECODING, min_words=99)
+
+
+def test_every_chunk_of_a_long_passage_has_queries(generator, tmp_path):
+    collection = made(9)
+    cut = generate_queries(tmp_path / "cut", generator, collection, DECODING, min_words=1)
+    whole = generate_queries(
+        tmp_path / "whole", generator, collection, DECODING, min_words=1, overflow="max_chunk"
+    )
+    longest = max(collection.passages, key=lambda p: len(p.text.split())).doc_id
+    assert len(cut.queries[longest]) == 2
+    assert len(whole.queries[longest]) == 2 * -(-(15 + 2) // 8)  # of 10 tokens 2 are special
+    assert list(whole.queries) == collection.doc_ids
+
+
+def test_queries_are_written_once_and_a_seed_changes_them(generator, tmp_path):
+    first = generate_queries(tmp_path / "a", generator, made(9), DECODING, shard_size=3)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("shard-*")}
+    again = generate_queries(tmp_path / "a", generator, made(9), DECODING, shard_size=3)
+    assert again.queries == first.queries
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    other = generate_queries(tmp_path / "b", generator, made(9), DECODING, shard_size=3, seed=1)
+    assert other.queries != first.queries
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"decoding": Decoding(num_queries=3, max_length=4)}, "decoding is"),
+        ({"seed": 1}, "seed is 0, now it would be 1"),
+        ({"overflow": "max_chunk"}, "overflow is"),
+        ({"min_words": 2}, "min_words is 5, now it would be 2"),
+        ({"shard_size": 2}, "shard_size is 256, now it would be 2"),
+        ({"collection": made(8)}, "collection is"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_folder_of_other_queries_is_refused_and_left_alone(generator, tmp_path, changed, message):
+    arguments = {"generator": generator, "collection": made(9), "decoding": DECODING}
+    generate_queries(tmp_path, **arguments)
+    before = shards(tmp_path)
+    with pytest.raises(ValueError, match=f"manifest.json: {message}.*give another folder"):
+        generate_queries(tmp_path, **arguments | changed)
+    assert shards(tmp_path) == before
+
+
+def test_another_generator_is_refused(generator, plain_folder, tmp_path):
+    generate_queries(tmp_path, generator, made(9), DECODING)
+    other = QueryGenerator.warm_started(
+        plain_folder, 2, device="cpu", passage_max_length=10, query_max_length=6
+    )
+    with pytest.raises(ValueError, match="generator is"):
+        generate_queries(tmp_path, other, made(9), DECODING)
+
+
+def test_a_shard_that_lacks_passages_is_named(generator, tmp_path):
+    generate_queries(tmp_path, generator, made(9), DECODING, shard_size=3)
+    path = tmp_path / "shard-000001.jsonl"
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(ValueError, match=r"shard-000001\.jsonl: damaged, it lacks passages"):
+        generate_queries(tmp_path, generator, made(9), DECODING, shard_size=3)
+    with pytest.raises(ValueError, match="shard_size must be at least 1, got 0"):
+        generate_queries(tmp_path / "new", generator, made(9), DECODING, shard_size=0)
+
+
+def test_killed_before_any_file_event_the_same_bytes_come_out(folder, generator, tmp_path):
+    collection = made(12)
+    decoding = {"num_queries": 2, "max_length": 4}
+    generate_queries(tmp_path / "whole", generator, collection, DECODING, shard_size=3)
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(folder), json.dumps(list(collection.passages))],
+        cwd=Path(__file__).parents[1],  # for killing.py
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+    def ended(target: Path, kill_before: int) -> int:
+        server.stdin.write(json.dumps([str(target), kill_before, decoding]) + "\n")
+        server.stdin.flush()
+        return json.loads(server.stdout.readline())
+
+    kills = 0
+    for kill_before in range(1, 200):
+        target = tmp_path / f"killed-{kill_before}"
+        if ended(target, kill_before) == 0:
+            break
+        kills += 1
+        assert ended(target, 0) == 0
+        assert shards(target) == shards(tmp_path / "whole")
+        assert not list(target.glob(".*"))
+    assert kills > 20
+    server.stdin.close()
+    server.wait(timeout=30)
+    server.stdout.close()
+
+
+def test_queries_read_back_from_plain_and_gzipped_files(tmp_path):
+    queries = {"d1": ["was ist Zink", "größer?"], "d2": []}
+    for name in ("queries.jsonl", "queries.jsonl.gz"):
+        write_queries(tmp_path / name, queries)
+        assert read_queries(tmp_path / name) == queries
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"doc_id": 3, "queries": []}', "expected a doc_id and a list"),
+        ('{"doc_id": "d1"}', "expected a doc_id and a list"),
+        ('{"doc_id": "d1", "queries": [3]}', "queries must be texts"),
+        ('{"doc_id": "d0", "queries": []}', "each doc_id come once"),
+        ("[]", "expected a JSON object"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path, line, message):
+    path = tmp_path / "queries.jsonl"
+    path.write_text('{"doc_id": "d0", "queries": ["a"]}\n' + line + "\n")
+    with pytest.raises(ValueError, match=rf"queries\.jsonl:2: .*{message}"):
+        read_queries(path)
+
+
+def test_half_precision_is_another_setting(generator, tmp_path):
+    generate_queries(tmp_path, generator, made(9), replace(DECODING, method="greedy", num_queries=1))
+    generator.precision = "bfloat16"
+    with pytest.raises(ValueError, match="precision is 'float32', now it would be 'bfloat16'"):
+        generate_queries(tmp_path, generator, made(9), replace(DECODING, method="greedy", num_queries=1))

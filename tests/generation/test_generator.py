@@ -1,0 +1,217 @@
+"""Writing queries: what transformers' own `generate` writes, whatever the batch, and draws that are fair."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from dpr.generation.decoding import MOST_QUERIES, Decoding
+from dpr.generation.generator import GeneratorConfig, QueryGenerator
+
+PASSAGES = [
+    "masks filter droplets",
+    "zinc",
+    "bats carry many coronaviruses and do not fall ill from them as others do",
+    "sunlight makes vitamin d",
+    "two doses protect better than one",
+]
+GREEDY = Decoding("greedy", max_length=5)
+
+
+@pytest.fixture(scope="module")
+def generator(plain_folder):
+    return QueryGenerator.warm_started(
+        plain_folder, 2, device="cpu", passage_max_length=12, query_max_length=8
+    )
+
+
+def by_transformers(generator, passage, **how):
+    """What the model writes for one passage alone, by transformers."""
+    found = generator.tokenizer(passage, truncation=True, max_length=12, return_tensors="pt")
+    fields = {name: found[name] for name in ("input_ids", "attention_mask")}
+    ids = generator.model.generate(**fields, max_new_tokens=5, **how)
+    return [" ".join(t.split()) for t in generator.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
+def test_greedy_queries_are_those_of_one_passage_at_a_time(generator, batch_tokens):
+    [(written, owners)] = generator.generate_blocks([PASSAGES], GREEDY, [0], batch_tokens=batch_tokens)
+    assert written == [by_transformers(generator, passage, do_sample=False) for passage in PASSAGES]
+    assert owners.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_beams_are_those_of_one_passage_at_a_time(generator):
+    decoding = Decoding("beam", num_queries=2, max_length=5, num_beams=3, repetition_penalty=1.5)
+    how = {"num_beams": 3, "num_return_sequences": 2, "do_sample": False, "repetition_penalty": 1.5}
+    assert generator.generate(PASSAGES, decoding) == [by_transformers(generator, p, **how) for p in PASSAGES]
+
+
+def test_dropout_is_off(generator):
+    generator.model.train()
+    first = generator.generate(PASSAGES, GREEDY)
+    generator.model.train()
+    assert generator.generate(PASSAGES, GREEDY) == first
+
+
+@pytest.mark.parametrize(
+    "changed", [{"top_k": 4}, {"top_k": 0, "top_p": 0.5}, {"top_k": 6, "temperature": 3.0}]
+)
+def test_draws_are_as_likely_as_the_model_says(generator, changed):
+    decoding = Decoding(num_queries=MOST_QUERIES, max_length=1, **changed)
+    drawn = [q for seed in range(40) for q in generator.generate(["masks"], decoding, seed)[0]]
+    found = generator.tokenizer("masks", return_tensors="pt")
+    start = torch.tensor([[generator.model.config.decoder_start_token_id]])
+    with torch.inference_mode():
+        out = generator.model(found["input_ids"], decoder_input_ids=start).logits[0, -1]
+    logits, order = (out / decoding.temperature).sort(descending=True)
+    if decoding.top_k:
+        logits[decoding.top_k :] = -torch.inf
+    shares = logits.softmax(0)
+    kept = shares.cumsum(0) - shares < decoding.top_p
+    shares = torch.where(kept, shares, 0)[: int(kept.sum())]
+    shares = (shares / shares.sum()).double().numpy()
+    texts = generator.tokenizer.batch_decode([[i] for i in order[: len(shares)].tolist()])
+    counts = np.array([drawn.count(text) for text in texts])
+    expected = shares / shares.sum() * len(drawn)
+    assert counts.sum() == len(drawn)
+    likely = expected >= 5
+    groups = [np.append(values[likely], values[~likely].sum()) for values in (counts, expected)]
+    groups = [values[groups[1] > 0] for values in groups]
+    assert stats.chisquare(*groups).pvalue > 1e-4
+
+
+def test_sampling_depends_on_seed_and_block_alone(generator):
+    decoding = Decoding(num_queries=3, max_length=5)
+    torch.manual_seed(1)
+    first = generator.generate(PASSAGES, decoding, seed=7)
+    torch.manual_seed(2)
+    blocks = generator.generate_blocks([["other"], PASSAGES], decoding, [1, 7])
+    assert [written for written, _ in blocks][1] == first
+    assert generator.generate(PASSAGES, decoding, seed=8) != first
+    assert [len(queries) for queries in first] == [3] * 5
+
+
+def test_a_long_passage_is_cut_or_read_in_chunks(generator):
+    long = "bats " * 30
+    [(cut, owners)] = generator.generate_blocks([[long, "zinc"]], GREEDY, [0])
+    assert owners.tolist() == [0, 1]
+    [(chunked, owners)] = generator.generate_blocks([[long, "zinc"]], GREEDY, [0], overflow="max_chunk")
+    assert owners.tolist() == [0, 0, 0, 1]
+    assert len(chunked) == 4
+    assert chunked[0] == cut[0] == by_transformers(generator, "bats " * 10)
+    done = []
+    list(generator.generate_blocks([[long, "zinc"]], GREEDY, [0], "max_chunk", progress=done.append))
+    assert sum(done) == 2
+
+
+def test_what_is_saved_reads_back(generator, tmp_path):
+    generator.save(tmp_path / "written")
+    loaded = QueryGenerator.from_pretrained(tmp_path / "written", device="cpu")
+    assert loaded.config == generator.config
+    assert loaded.fingerprint == generator.fingerprint
+    assert loaded.name == "written"
+    assert loaded.generate(PASSAGES, GREEDY) == generator.generate(PASSAGES, GREEDY)
+    shorter = QueryGenerator.from_pretrained(tmp_path / "written", device="cpu", passage_max_length=6)
+    assert shorter.fingerprint != generator.fingerprint
+
+
+def test_a_warm_start_has_the_encoders_weights_on_both_sides(generator, plain_folder):
+    from transformers import AutoModel
+
+    theirs = AutoModel.from_pretrained(plain_folder).state_dict()
+    ours = generator.model.state_dict()
+    name = "encoder.layer.1.attention.self.query.weight"
+    assert torch.equal(ours[f"encoder.{name}"], theirs[name])
+    assert torch.equal(ours[f"decoder.bert.{name}"], theirs[name])
+    lengths = {"passage_max_length": 12, "query_max_length": 8}
+    again = QueryGenerator.warm_started(plain_folder, 2, device="cpu", **lengths)
+    assert again.fingerprint == generator.fingerprint  # nothing in it is random
+
+
+def test_a_warm_start_attends_to_the_mean_of_its_passage(generator):
+    """By hand from the encoder's states: what each decoder layer takes from the passage."""
+    model = generator.model.eval()
+    fields = generator.tokenizer(PASSAGES[:3], padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        states = model.get_encoder()(**{n: fields[n] for n in ("input_ids", "attention_mask")})[0]
+        lengths = fields["attention_mask"].sum(dim=1)
+        means = torch.stack([s[:n].mean(dim=0) for s, n in zip(states, lengths, strict=True)])
+        for layer in model.decoder.bert.encoder.layer:
+            taken = []
+            hook = layer.crossattention.output.dense.register_forward_hook(
+                lambda _, args, output, taken=taken: taken.append(output)
+            )
+            ids = torch.tensor([[2, 7, 9], [2, 8, 5], [2, 4, 6]])
+            model(
+                input_ids=fields["input_ids"],
+                attention_mask=fields["attention_mask"],
+                decoder_input_ids=ids,
+            )
+            hook.remove()
+            assert torch.allclose(taken[0], means[:, None].expand_as(taken[0]), atol=1e-5)
+
+
+def test_a_small_t5_reads_and_writes_with_the_tokenizer_it_learnt(tmp_path):
+    texts = [f"{p} and {q}" for p in PASSAGES for q in PASSAGES]
+    made = [
+        QueryGenerator.from_scratch(texts, 120, seed, device="cpu", passage_max_length=12, query_max_length=8)
+        for seed in (0, 0, 1)
+    ]
+    assert made[0].fingerprint == made[1].fingerprint != made[2].fingerprint
+    tokenizer = made[0].tokenizer
+    assert len(tokenizer) <= 120
+    ids = tokenizer("Masks filter  DROPLETS")["input_ids"]
+    assert ids[-1] == tokenizer.eos_token_id == 1
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "masks filter droplets"
+    made[0].save(tmp_path / "t5")
+    loaded = QueryGenerator.from_pretrained(tmp_path / "t5", device="cpu")
+    assert loaded.generate(PASSAGES, GREEDY) == made[0].generate(PASSAGES, GREEDY)
+    drawn = made[0].generate(PASSAGES, Decoding(num_queries=2, max_length=5))
+    assert [len(queries) for queries in drawn] == [2] * 5
+
+
+def test_a_checkpoint_without_our_settings_needs_both_lengths(generator, tmp_path):
+    generator.model.save_pretrained(tmp_path / "plain")
+    generator.tokenizer.save_pretrained(tmp_path / "plain")
+    with pytest.raises(ValueError, match="does not say its query_max_length; pass query_max_length="):
+        QueryGenerator.from_pretrained(tmp_path / "plain", passage_max_length=8)
+    with pytest.raises(ValueError, match=r"unknown settings \['max_length'\]"):
+        QueryGenerator.from_pretrained(tmp_path / "plain", max_length=8)
+    with pytest.raises(FileNotFoundError):
+        QueryGenerator.from_pretrained(tmp_path / "nowhere")
+
+
+def test_no_passages_give_no_queries_and_one_string_is_refused(generator):
+    assert generator.generate([], GREEDY) == []
+    with pytest.raises(ValueError, match="list of texts"):
+        generator.generate("masks", GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"method": "best"}, "method must be one of .* got 'best'"),
+        ({"num_queries": 0}, "num_queries must be from 1 to 40 with sample, got 0"),
+        ({"num_queries": 41}, "num_queries must be from 1 to 40 with sample, got 41"),
+        ({"method": "greedy", "num_queries": 2}, "num_queries must be from 1 to 1 with greedy, got 2"),
+        ({"method": "beam", "num_queries": 5}, "num_queries must be from 1 to 4 with beam, got 5"),
+        ({"max_length": 0}, "max_length must be at least 1, got 0"),
+        ({"num_beams": 0}, "num_beams must be at least 1, got 0"),
+        ({"top_k": -1}, "top_k must be at least 0, got -1"),
+        ({"top_p": 0}, "top_p must be above 0 and at most 1, got 0"),
+        ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
+        ({"temperature": 0}, "temperature must be above 0, got 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be above 0, got 0"),
+    ],
+)
+def test_a_way_of_writing_out_of_range_is_refused(changed, message):
+    with pytest.raises(ValueError, match=message):
+        replace(Decoding(), **changed)
+
+
+@pytest.mark.parametrize("field", ["passage_max_length", "query_max_length"])
+def test_a_length_too_short_for_a_text_is_refused(field):
+    with pytest.raises(ValueError, match=f"{field} must be at least 3 tokens, got 2"):
+        GeneratorConfig(**{"passage_max_length": 8, "query_max_length": 8, field: 2})

@@ -1,0 +1,954 @@
+"""Training: the weights of a plain loop, however often it is stopped, killed or its files are damaged."""
+
+import csv
+import gc
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+import warnings
+from copy import deepcopy
+from dataclasses import asdict, astuple, replace
+from pathlib import Path
+from re import escape, fullmatch
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import TrainerCallback
+from transformers.trainer_pt_utils import safe_globals
+
+from dpr.data.collection import Collection, Passage
+from dpr.data.training_data import Example, TrainingData
+from dpr.models.bi_encoder import BiEncoder
+from dpr.models.two_encoders import TwoEncoders
+from dpr.training.bi_encoder import train
+from dpr.training.dataset import TrainingSequence
+from dpr.training.settings import TrainingSettings
+from dpr.training.tracking import NeptuneTracker
+
+KILLS = int(os.environ.get("DPR_KILLS", "3"))
+TOPICS = ["masks", "sunlight", "viruses", "hands", "bats", "zinc", "lungs", "soap", "water", "milk"]
+TOPICS += ["snow", "salt"]
+# Queries are cut before their last word, so that those to validate with are those to train with
+LENGTHS = {"pooling": "mean", "query_max_length": 6, "passage_max_length": 32}
+SHORT = {"num_steps": 6, "batch_size": 4, "num_negatives": 2, "learning_rate": 3e-3, "log_every": 1}
+MEASURED = ("step_s", "tokens_per_s", "memory_bytes", "eval_s")  # of the machine, not of the run
+LOGGED = ("loss", "in_batch_accuracy", "chance_loss", "grad_norm")
+RUN_FILES = ["history.csv", "history.jsonl", "model", "run.json", "tensorboard"]
+
+# Trains as each line of its input tells it, in a child of its own, and answers how that ended.
+SERVER = """
+import gc, json, os, signal, sys, time
+from pathlib import Path
+
+import tensorboardX
+
+from dpr.data.collection import Collection, Passage
+from dpr.models.bi_encoder import BiEncoder
+from dpr.training.bi_encoder import search_pool
+from dpr.training.bi_encoder import train
+from dpr.data.training_data import Example, TrainingData
+from dpr.training.settings import TrainingSettings
+from killing import die_before
+
+encoder = BiEncoder.from_pretrained(Path(sys.argv[1]), device="cpu", **json.loads(sys.argv[2]))
+examples, passages, queries, qrels = json.loads(sys.argv[3])
+data = TrainingData("made", [Example(*example) for example in examples], passages)
+held_out = Collection("held", [Passage(d, "", text) for d, text in passages.items()], queries, qrels, "dev")
+search_pool(encoder, held_out)  # the metrics are compiled once for all children
+gc.freeze()
+
+def run(order):
+    if order["kill_before"]:
+        die_before(order["kill_before"], order["folder"])
+    try:
+        train(encoder, data, order["folder"], TrainingSettings(**order["settings"]), validation=held_out)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "done"
+
+def num_lines(order):
+    path = Path(order["folder"], "history.jsonl")
+    return path.read_text().count("\\n") if path.exists() else 0
+
+for line in sys.stdin:
+    order = json.loads(line)
+    before = num_lines(order)
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+        print(json.dumps(run(order)), flush=True)
+        os._exit(0)
+    ended, status = 0, 0
+    if order["kill_after"]:
+        seen, seconds = num_lines(order), order["kill_after"][1]
+        for _ in range(order["kill_after"][0]):
+            while not ended and num_lines(order) == seen:
+                ended, status = os.waitpid(child, os.WNOHANG)
+                time.sleep(0.001)
+            seen = num_lines(order)
+        if not ended:
+            time.sleep(seconds)
+            os.kill(child, signal.SIGKILL)
+    if not ended:
+        ended, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        print(json.dumps(f"signal {os.WTERMSIG(status)}"), flush=True)
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen():
+    """Each run collects garbage among all that is imported, which takes longer than the run."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def encoder(plain_folder) -> BiEncoder:
+    """The tiny model, which every run copies."""
+    return BiEncoder.from_pretrained(plain_folder, device="cpu", **LENGTHS)
+
+
+@pytest.fixture(scope="module")
+def two(plain_folder) -> TwoEncoders:
+    """Two models of other weights, the query's with a prompt."""
+    query = BiEncoder.from_pretrained(plain_folder, device="cpu", **LENGTHS, query_prompt="on ")
+    with torch.no_grad():
+        for weights in query.model.parameters():
+            weights.mul_(0.99)
+    return TwoEncoders(query, BiEncoder.from_pretrained(plain_folder, device="cpu", **LENGTHS))
+
+
+def made(relevant="good"):
+    """Twelve queries that are taught "bad" against "good", and six that ask for either.
+
+    A third of the queries have two positives, one of them another query's own; two passages are copies;
+    there are none to two negatives.
+    """
+    passages = {}
+    for i, topic in enumerate(TOPICS):
+        passages[f"good{i}"] = f"{topic} are good for {TOPICS[i - 1]}" + " and more" * (i % 4)
+        passages[f"bad{i}"] = f"{topic} are bad for {TOPICS[i - 5]}" + " or less" * (i % 3)
+    passages["bad11"] = passages["bad3"].upper()
+    examples = []
+    for i, topic in enumerate(TOPICS):
+        positives = {f"bad{i}": 2} | ({f"bad{i + 1}": 1} if i % 3 == 0 else {})
+        negatives = (f"good{i}", f"good{(i + 1) % 12}")[: i % 3]
+        examples.append(Example(f"q{i}", f"{topic} are good for us", positives, negatives))
+    queries = {f"v{i}": f"{topic} are good for them" for i, topic in enumerate(TOPICS[:6])}
+    judged = {f"v{i}": {f"{relevant}{i}": 2, f"{relevant}{i + 6}": 1} for i in range(6)}
+    pool = [Passage(doc_id, "", text) for doc_id, text in passages.items()]
+    held_out = Collection("held", pool, queries, {"dev": judged}, "dev")
+    return TrainingData("made", examples, passages), held_out
+
+
+def run(encoder, folder, relevant="good", validation=True, callbacks=(), tags=(), **changed):
+    """Train on what is made, six short steps or as told."""
+    data, held_out = made(relevant)
+    settings = TrainingSettings(**{**SHORT, **changed})
+    held_out = held_out if validation else None
+    return train(encoder, data, folder, settings, validation=held_out, callbacks=callbacks, tags=tags)
+
+
+def weights(folder):
+    """The bytes of the final weights."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.glob("model/**/*.safetensors"))}
+
+
+def told(history):
+    """A history without what the machine makes of it."""
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in history]
+
+
+def read_history(folder):
+    """The lines of history.jsonl."""
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def values(history, name):
+    """The values of one field, in order."""
+    return [line[name] for line in history if name in line]
+
+
+def vectors(encoder, model, texts, max_length):
+    """Mean-pooled vectors of a batch, by the tokenizer and the transformer alone."""
+    tokens = encoder.tokenizer(
+        texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt"
+    )
+    mask = tokens["attention_mask"][:, :, None]
+    return (model(**tokens).last_hidden_state * mask).sum(dim=1) / mask.sum(dim=1)
+
+
+# --- the oracle: a plain loop ------------------------------------------------------------------
+
+
+def plain_batch(records, data, every_positive):
+    """The queries and passages of a batch, each text once, and who is whose: [B, P] counted, relevant."""
+    examples = {r.example.query_id: r.example for r in records}
+    doc_ids = [r.positive for r in records] + [d for r in records for d in r.negatives]
+    texts = list({data.passages[d].lower(): data.passages[d] for d in reversed(doc_ids)}.values())[::-1]
+    keys = [text.lower() for text in texts]
+    relevant = [
+        [k in {data.passages[d].lower() for d in e.positives} for k in keys] for e in examples.values()
+    ]
+    taken = {(r.example.query_id, data.passages[r.positive].lower()) for r in records}
+    counted = relevant if every_positive else [[(q, key) in taken for key in keys] for q in examples]
+    return [e.query for e in examples.values()], texts, torch.tensor(counted), torch.tensor(relevant)
+
+
+def plain_loss(scores, counted, relevant):
+    """The mean over rows, and a row's positives, of its share among itself and what is not relevant."""
+    rows = []
+    for row, own, known in zip(scores, counted, relevant, strict=True):
+        against = row[~known].exp().sum()
+        terms = [-torch.log(score.exp() / (score.exp() + against)) for score in row[own]]
+        if terms:
+            rows.append(torch.stack(terms).mean())
+    return torch.stack(rows).mean()
+
+
+def plain_run(encoder, data, settings, rates):
+    """What a run without dropout logs and ends with, by AdamW and clipping in a loop over the batches."""
+    sides = [deepcopy(encoder.query.model).eval()]
+    sides.append(deepcopy(encoder.passage.model).eval() if encoder.query is not encoder.passage else sides[0])
+    named = [item for model in dict.fromkeys(sides) for item in model.named_parameters()]
+    plain = [p for name, p in named if "bias" in name or "LayerNorm" in name]
+    decayed = [p for name, p in named if not ("bias" in name or "LayerNorm" in name)]
+    optimizer = torch.optim.AdamW([{"params": plain, "weight_decay": 0.0}, {"params": decayed}])
+    optimizer.param_groups[1]["weight_decay"] = settings.weight_decay
+    count, accumulation, lines = settings.batch_size, settings.accumulation, []
+    order = (settings.seed, settings.num_negatives, settings.queries_per_passage)
+    sequence = TrainingSequence(data, count, len(rates) * accumulation, *order)
+    for step, rate in enumerate(rates):
+        found = []
+        for batch in range(step * accumulation, (step + 1) * accumulation):
+            records = [sequence[i] for i in range(batch * count, (batch + 1) * count)]
+            queries, texts, counted, relevant = plain_batch(records, data, settings.all_positives)
+            queries = [encoder.config.query_prompt + query for query in queries]
+            query_emb = vectors(encoder.query, sides[0], queries, encoder.config.query_max_length)
+            passage_emb = vectors(encoder.passage, sides[1], texts, encoder.config.passage_max_length)
+            if encoder.config.similarity == "cosine":
+                query_emb = query_emb / query_emb.norm(dim=1, keepdim=True)
+                passage_emb = passage_emb / passage_emb.norm(dim=1, keepdim=True)
+            scores = query_emb @ passage_emb.T / settings.temperature
+            loss = plain_loss(scores, counted, relevant)
+            if settings.symmetric:
+                loss = (loss + plain_loss(scores.T, counted.T, relevant.T)) / 2
+            (loss / accumulation).backward()
+            right = [bool(known[row.argmax()]) for row, known in zip(scores, relevant, strict=True)]
+            found.append((loss.item(), np.mean(right), math.log(len(texts))))
+        norm = torch.nn.utils.clip_grad_norm_([p for _, p in named], settings.max_grad_norm).item()
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+        lines.append([*np.mean(found, axis=0), norm])
+    return np.array(lines), sides
+
+
+SYMMETRIC_DOT = {"similarity": "dot", "temperature": 3.0, "symmetric": True}
+ALL_POSITIVES = {"queries_per_passage": 2, "batch_size": 7, "all_positives": True, "symmetric": True}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("encoder", {}),
+        ("encoder", {"schedule": "cosine", "weight_decay": 0.5, "max_grad_norm": 100.0, "seed": 3}),
+        ("encoder", {"num_negatives": 0, "symmetric": True, "temperature": 0.5, "batch_size": 5}),
+        ("encoder", {"num_steps": None, "num_epochs": 3, "accumulation": 2, "warmup_share": 0.0}),
+        ("encoder", {"queries_per_passage": 2, "batch_size": 7}),
+        ("encoder", SYMMETRIC_DOT),
+        ("encoder", {"pass_tokens": 30, "gradient_caching": True}),
+        ("two", {"pass_tokens": 30, "gradient_caching": True, "accumulation": 2}),
+        ("two", {"activation_checkpointing": True, **SYMMETRIC_DOT}),
+        ("two", ALL_POSITIVES),
+    ],
+)
+def test_a_run_is_a_plain_loop_step_for_step(request, tmp_path, kind, changed):
+    encoder, changed = request.getfixturevalue(kind), dict(changed)
+    if "similarity" in changed:
+        similarity = changed.pop("similarity")
+        sides = [side.with_settings(similarity=similarity) for side in (encoder.query, encoder.passage)]
+        encoder = TwoEncoders(*sides) if kind == "two" else sides[0]
+    changed = {"learning_rate": 3e-5, "dropout": 0.0, **changed}
+    trained = run(encoder, tmp_path / "run", validation=False, **changed)
+    settings, rates = TrainingSettings(**{**SHORT, **changed}), values(trained.history, "learning_rate")
+    lines, sides = plain_run(encoder, made()[0], settings, rates)
+    logged = [[line[name] for name in LOGGED] for line in trained.history]
+    np.testing.assert_allclose(logged, lines, rtol=1e-4, atol=1e-5)
+    moved = 0.0
+    for side, expected in zip((trained.encoder.query, trained.encoder.passage), sides, strict=True):
+        start = (encoder.query if expected is sides[0] else encoder.passage).model.state_dict()
+        for name, tensor in side.model.state_dict().items():
+            if not name.endswith("key.bias"):  # softmax does not see it: its gradient is rounding
+                difference = (tensor - expected.state_dict()[name]).abs().max().item()
+                assert difference < 1e-6, name
+                moved = max(moved, (tensor - start[name]).abs().max().item())
+    assert moved > 3e-5
+
+
+@pytest.mark.parametrize(
+    ("changed", "steps"),
+    [
+        ({"num_epochs": 3}, 9),
+        ({"num_epochs": 3, "accumulation": 2}, 4),
+        ({"num_epochs": 2, "batch_size": 5}, 4),
+        ({"num_epochs": 1.5, "batch_size": 12}, 2),
+        ({"num_epochs": 0.01}, 1),
+        ({"num_epochs": 2, "queries_per_passage": 2, "batch_size": 5}, 6),
+        ({"num_epochs": 3, "num_steps": 2, "accumulation": 3}, 2),
+    ],
+)
+def test_steps_come_from_epochs_batches_and_accumulation(encoder, tmp_path, changed, steps):
+    changed = {"num_steps": None, **changed}
+    trained = run(encoder, tmp_path / "run", validation=False, **changed)
+    size = changed.get("batch_size", 4) * changed.get("accumulation", 1)
+    per_epoch = (
+        (16 if "queries_per_passage" in changed else 12)
+        // changed.get("batch_size", 4)
+        / changed.get("accumulation", 1)
+    )
+    assert values(trained.history, "step") == list(range(1, steps + 1))
+    assert values(trained.history, "examples") == [step * size for step in range(1, steps + 1)]
+    assert values(trained.history, "epoch") == [step / per_epoch for step in range(1, steps + 1)]
+    assert (trained.best_step, trained.folder) == (steps, tmp_path / "run")
+
+
+def test_a_line_of_the_history_is_the_mean_over_its_steps(encoder, tmp_path):
+    each = run(encoder, tmp_path / "each", validation=False, dropout=0.1).history
+    pairs = run(encoder, tmp_path / "pairs", validation=False, dropout=0.1, log_every=2).history
+    assert values(pairs, "step") == [2, 4, 6]
+    for name in ("loss", "in_batch_accuracy"):
+        expected = np.reshape(values(each, name), (3, 2)).mean(axis=1)
+        np.testing.assert_allclose(values(pairs, name), expected, rtol=1e-6)
+    for name in ("learning_rate", "grad_norm"):  # of the last step
+        assert values(pairs, name) == values(each, name)[1::2]
+
+
+def test_tokens_are_counted_without_padding(encoder, tmp_path):
+    trained = run(encoder, tmp_path / "run", validation=False, num_steps=1, accumulation=2)
+    data, _ = made()
+    sequence, count = TrainingSequence(data, 4, 2, 0, 2), 0
+    for start in (0, 4):
+        queries, texts, *_ = plain_batch([sequence[i] for i in range(start, start + 4)], data, False)
+        count += sum(len(ids) for ids in encoder.tokenizer(texts)["input_ids"]) + 6 * len(queries)
+    line = trained.history[0]
+    assert round(line["tokens_per_s"] * line["step_s"], 6) == count
+    assert line["memory_bytes"] > 10**8 or torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("log_every", [4, 10])
+def test_the_last_step_is_always_in_the_history(encoder, tmp_path, log_every):
+    trained = run(encoder, tmp_path / "run", validation=False, log_every=log_every)
+    assert trained.history[-1]["step"] == 6
+
+
+def test_the_same_settings_give_the_same_bytes_and_another_seed_others(encoder, tmp_path):
+    found = {}
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        torch.manual_seed(len(name))  # what was drawn before does not count
+        found[name] = run(encoder, tmp_path / name, eval_every=2, seed=seed)
+    assert weights(tmp_path / "one") == weights(tmp_path / "again")
+    assert told(found["one"].history) == told(found["again"].history)
+    assert weights(tmp_path / "one") != weights(tmp_path / "other")
+
+
+def test_dropout_is_drawn_from_the_seed(encoder, tmp_path):
+    found = {}
+    for seed in (0, 5):
+        begun = Stop()
+        run(encoder, tmp_path / f"{seed}", validation=False, num_steps=1, seed=seed, callbacks=[begun])
+        found[seed] = begun.seed
+    assert found == {0: 0, 5: 5}
+
+
+@pytest.mark.parametrize("kind", ["encoder", "two"])
+def test_the_encoder_that_is_passed_in_stays_as_it_was(request, tmp_path, kind):
+    encoder = request.getfixturevalue(kind)
+    rates = [m.p for m in encoder.query.model.modules() if isinstance(m, torch.nn.Dropout)]
+    before = (encoder.fingerprint, encoder.name, encoder.config)
+    trained = run(encoder, tmp_path / "run", dropout=0.0)
+    assert (encoder.fingerprint, encoder.name, encoder.config) == before
+    assert [m.p for m in encoder.query.model.modules() if isinstance(m, torch.nn.Dropout)] == rates
+    assert trained.encoder.fingerprint != encoder.fingerprint
+    assert not any(p.grad is not None for p in encoder.passage.model.parameters())
+
+
+def test_evaluations_leave_training_untouched(encoder, tmp_path):
+    without = run(encoder, tmp_path / "without", validation=False)
+    often = run(encoder, tmp_path / "often", "bad", eval_every=1)
+    lines = [line for line in told(often.history) if "loss" in line]
+    assert lines == told(without.history)
+    assert len(often.history) == 12
+
+
+def test_half_precision_trains_close_to_full_and_leaves_no_trace(encoder, tmp_path):
+    losses = {}
+    for name, precision in (("full", None), ("half", "bfloat16"), ("after", "float32")):
+        trained = run(encoder, tmp_path / name, validation=False, precision=precision, learning_rate=1e-3)
+        losses[name] = np.array(values(trained.history, "loss"))
+        assert {p.dtype for p in trained.encoder.model.parameters()} == {torch.float32}
+    assert 1e-6 < abs(losses["half"] - losses["full"]).max() < 0.1
+    np.testing.assert_array_equal(losses["after"], losses["full"])
+
+
+# --- what is kept ------------------------------------------------------------------------------
+
+
+def ndcg_at_10(encoder, held_out):
+    """The mean nDCG@10 of the whole pool, by the definition."""
+    queries = encoder.encode_queries(list(held_out.queries.values()))
+    passages = encoder.encode_passages([p.text for p in held_out.passages])
+    unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (queries, passages)]
+    scores = dict(zip(held_out.queries, unit[0] @ unit[1].T, strict=True))
+    found = []
+    for query_id, grades in held_out.qrels.items():
+        order = np.argsort(-scores[query_id], kind="stable")[:10]
+        gains = [grades.get(held_out.doc_ids[i], 0) for i in order]
+        ideal = sorted(grades.values(), reverse=True)
+        discount = 1 / np.log2(np.arange(10) + 2)
+        found.append(np.dot(gains, discount) / np.dot(ideal, discount[: len(ideal)]))
+    return np.mean(found)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "two"])
+@pytest.mark.parametrize("relevant", ["good", "bad"])
+def test_the_model_folder_holds_the_best_evaluation(request, tmp_path, kind, relevant):
+    encoder = request.getfixturevalue(kind)
+    trained = run(encoder, tmp_path / "run", relevant, eval_every=2, num_steps=8)
+    scores = dict(
+        zip(values(trained.history, "step")[2::3], values(trained.history, "eval_nDCG@10"), strict=True)
+    )
+    assert list(scores) == [2, 4, 6, 8]
+    assert trained.best_step == max(scores, key=scores.get)
+    if relevant == "good":  # which is unlearned: the best is the first
+        assert trained.best_step == 2
+        assert scores[2] > scores[8] + 0.05
+    else:
+        assert trained.best_step > 2
+    read = type(encoder).from_pretrained(tmp_path / "run" / "model", device="cpu")
+    for found in (read, trained.encoder):
+        assert ndcg_at_10(found, made(relevant)[1]) == pytest.approx(scores[trained.best_step], abs=1e-6)
+        assert found.config == encoder.config
+    assert read.fingerprint == trained.encoder.fingerprint
+    assert trained.encoder.name == "run"
+
+
+def test_another_metric_picks_another_checkpoint(encoder, tmp_path):
+    for metric in ("RR@10", "R@100"):
+        trained = run(encoder, tmp_path / metric, "bad", eval_every=2, metric=metric)
+        found = values(trained.history, f"eval_{metric}")
+        assert trained.best_step == 2 * (found.index(max(found)) + 1)
+    assert (found, trained.best_step) == ([1.0] * 3, 2)  # all found from the start
+
+
+def test_without_validation_the_last_weights_are_kept(encoder, tmp_path):
+    last = run(encoder, tmp_path / "last", validation=False)
+    best = run(encoder, tmp_path / "best", eval_every=2)
+    assert (last.best_step, best.best_step) == (6, 2)
+    assert last.encoder.fingerprint != best.encoder.fingerprint
+    at_the_end = run(encoder, tmp_path / "end")  # evaluated at the end alone
+    assert at_the_end.encoder.fingerprint == last.encoder.fingerprint
+    assert values(at_the_end.history, "eval_loss") == values(best.history, "eval_loss")[-1:]
+
+
+def test_patience_stops_after_so_many_evaluations_without_a_better_one(encoder, tmp_path):
+    trained = run(encoder, tmp_path / "run", eval_every=2, patience=2, num_steps=20)
+    assert trained.best_step == 2
+    assert trained.history[-1]["step"] == 6
+
+
+def test_sentence_transformers_reads_the_model_alike(encoder, two, tmp_path):
+    texts = ["", "masks are good for us", "zinc " * 50]
+    run(encoder, tmp_path / "one", validation=False)
+    ours = BiEncoder.from_pretrained(tmp_path / "one" / "model", device="cpu")
+    theirs = SentenceTransformer(str(tmp_path / "one" / "model"), device="cpu")
+    np.testing.assert_allclose(ours.encode_passages(texts), theirs.encode(texts), rtol=0, atol=1e-5)
+    trained = run(two, tmp_path / "two", validation=False)
+    for side in ("query", "passage"):
+        theirs = SentenceTransformer(str(tmp_path / "two" / "model" / side), device="cpu")
+        ours = getattr(trained.encoder, side).encode_passages(texts)
+        np.testing.assert_allclose(ours, theirs.encode(texts), rtol=0, atol=1e-5)
+
+
+# --- stopped and gone on with ------------------------------------------------------------------
+
+
+class Stop(TrainerCallback):
+    """Fails at one event of one step, and notes the step and the seed that training begins with."""
+
+    def __init__(self, event="", step=-1):
+        self.event, self.step, self.begun, self.seed = event, step, None, None
+
+    def _at(self, event, step):
+        if (event, step) == (self.event, self.step):
+            raise RuntimeError("stopped")
+
+    def on_train_begin(self, args, state, control, **_):
+        self.begun, self.seed = state.global_step, torch.initial_seed()
+
+    def on_step_begin(self, args, state, control, **_):
+        self._at("step", state.global_step)
+
+    def on_evaluate(self, args, state, control, **_):
+        self._at("evaluation", state.global_step)
+
+    def on_save(self, args, state, control, **_):
+        self._at("checkpoint", state.global_step)
+
+    def on_train_end(self, args, state, control, **_):
+        self._at("end", state.global_step)
+
+
+def stop(encoder, folder, event, step, **changed):
+    """Train until an error at that event of that step."""
+    with pytest.raises(RuntimeError, match="stopped"):
+        run(encoder, folder, callbacks=[Stop(event, step)], **changed)
+
+
+LONG = {"eval_every": 2, "accumulation": 2, "dropout": 0.1, "learning_rate": 5e-3, "seed": 2}
+
+
+@pytest.fixture(scope="module")
+def whole(encoder, tmp_path_factory):
+    """The folder of a run that nothing stopped."""
+    return run(encoder, tmp_path_factory.mktemp("runs") / "whole", tags=("one", "two"), **LONG).folder
+
+
+@pytest.fixture(scope="module")
+def stopped(encoder, tmp_path_factory):
+    """The folder of the same run stopped in its last step; the better checkpoint is the first."""
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    stop(encoder, folder, "step", 5, **LONG)
+    assert checkpoints(folder) == ["checkpoint-2", "checkpoint-4"]
+    return folder
+
+
+def checkpoints(folder):
+    """The names of the checkpoints there are."""
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def go_on(encoder, folder, whole, begins, **changed):
+    """Go on with a run from that step, and see that it ends as the one that nothing stopped."""
+    begun = Stop()
+    trained = run(encoder, folder, callbacks=[begun], **{**LONG, **changed})
+    assert begun.begun == begins
+    assert weights(folder) == weights(whole)
+    assert told(read_history(folder)) == told(read_history(whole)) == told(trained.history)
+    assert (folder / "history.csv").read_text().count("\n") == len(trained.history) + 1
+    assert sorted(path.name for path in folder.iterdir()) == RUN_FILES
+    return trained
+
+
+@pytest.mark.parametrize(
+    ("event", "step", "begins"),
+    [
+        ("step", 0, 0),
+        ("evaluation", 2, 0),
+        ("checkpoint", 2, 2),
+        ("step", 3, 2),
+        ("step", 4, 4),
+        ("evaluation", 6, 4),
+        ("checkpoint", 6, 6),
+        ("end", 6, 6),
+    ],
+)
+def test_a_stopped_run_goes_on_from_its_last_checkpoint_to_the_same_end(
+    encoder, whole, tmp_path, event, step, begins
+):
+    stop(encoder, tmp_path / "whole", event, step, **LONG)
+    assert not (tmp_path / "whole" / "model").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        go_on(encoder, tmp_path / "whole", whole, begins)
+
+
+def test_a_pair_of_encoders_goes_on_too(two, tmp_path):
+    changed = {"pass_tokens": 30, "gradient_caching": True, "schedule": "cosine"}
+    whole = run(two, tmp_path / "whole", **{**LONG, **changed}).folder
+    stop(two, tmp_path / "stopped", "step", 5, **{**LONG, **changed})
+    go_on(two, tmp_path / "stopped", whole, 4, **changed)
+
+
+def test_a_run_stopped_again_and_again_ends_the_same(encoder, whole, tmp_path):
+    for step in (1, 3, 5):
+        stop(encoder, tmp_path / "run", "step", step, **LONG)
+    go_on(encoder, tmp_path / "run", whole, 4)
+
+
+def test_patience_counts_across_a_stop(encoder, tmp_path):
+    changed = {"eval_every": 2, "patience": 2, "num_steps": 20}
+    stop(encoder, tmp_path / "run", "step", 5, **changed)
+    trained = run(encoder, tmp_path / "run", **changed)
+    assert (trained.best_step, trained.history[-1]["step"]) == (2, 6)
+
+
+@pytest.mark.parametrize("event", ["checkpoint", "end"])
+def test_a_run_that_patience_ended_is_not_gone_on_with(encoder, tmp_path, event):
+    changed = {"eval_every": 2, "patience": 2, "num_steps": 20}
+    stop(encoder, tmp_path / "run", event, 6, **changed)
+    assert run(encoder, tmp_path / "run", **changed).history[-1]["step"] == 6
+
+
+# --- killed ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def in_a_child(plain_folder):
+    """`train` in another process: "done", the signal that killed it, or its error."""
+    data, held_out = made()
+    content = [[astuple(e) for e in data.examples], data.passages, held_out.all_queries, held_out.all_qrels]
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(plain_folder), json.dumps(LENGTHS), json.dumps(content)],
+        cwd=Path(__file__).parents[1],  # for killing.py
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "CUDA_VISIBLE_DEVICES": "",
+        },
+    )
+
+    def train_there(folder, kill_before=0, kill_after=(), **changed):
+        order = {"folder": str(folder), "settings": {**SHORT, "eval_every": 2, "dropout": 0.1, **changed}}
+        server.stdin.write(json.dumps({**order, "kill_before": kill_before, "kill_after": kill_after}) + "\n")
+        server.stdin.flush()
+        return json.loads(server.stdout.readline())
+
+    yield train_there
+    server.stdin.close()
+    server.wait(timeout=30)
+    server.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def whole_child(in_a_child, tmp_path_factory):
+    """The folder of a run in another process that nothing killed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert in_a_child(folder) == "done"
+    return folder
+
+
+def assert_alike(folder, whole):
+    """Both runs ended with the same bytes and told the same."""
+    assert weights(folder) == weights(whole)
+    assert told(read_history(folder)) == told(read_history(whole))
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes(in_a_child, tmp_path):
+    chance, changed = random.Random(KILLS), {"num_steps": 10 + 10 * KILLS, "eval_every": 5}
+    assert in_a_child(tmp_path / "whole", **changed) == "done"
+    for _ in range(KILLS):
+        moment = chance.randint(4, 10), chance.uniform(0, 0.04)  # lines of the history, and then seconds
+        assert in_a_child(tmp_path / "killed", kill_after=moment, **changed) == "signal 9"
+    assert len(read_history(tmp_path / "killed")) < len(read_history(tmp_path / "whole"))
+    assert in_a_child(tmp_path / "killed", **changed) == "done"
+    assert_alike(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_killed_before_any_of_its_file_operations_it_ends_with_the_same_bytes(
+    in_a_child, whole_child, tmp_path
+):
+    between, outcomes = max(1, 90 // KILLS), {}
+    for number in range(5 + random.Random(KILLS).randrange(between), 10_000, between):
+        folder = tmp_path / f"{number}"
+        if in_a_child(folder, kill_before=number) == "done":
+            break
+        outcomes[number] = in_a_child(folder)
+        if outcomes[number] == "done":
+            assert_alike(folder, whole_child)
+        shutil.rmtree(folder)
+    assert number > 150
+    assert {number: outcome for number, outcome in outcomes.items() if outcome != "done"} == {}
+
+
+def test_killed_while_it_writes_its_description_it_begins_again(in_a_child, whole_child, tmp_path):
+    folder = tmp_path / "run"
+    for number in range(1, 6):
+        assert in_a_child(folder, kill_before=number) == "signal 9"
+        if folder.exists() and any(folder.iterdir()):
+            break
+    assert not (folder / "run.json").exists()
+    assert in_a_child(folder) == "done"
+    assert_alike(folder, whole_child)
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        "checkpoints/checkpoint-6/model.safetensors",
+        ".model.1234/README.md",
+        "..model.1234.5678/config.json",
+        ".history.csv.1234.csv",
+        ".history.jsonl.1234.jsonl",
+    ],
+)
+def test_what_a_kill_leaves_half_written_is_removed(in_a_child, whole_child, tmp_path, left):
+    folder = shutil.copytree(whole_child, tmp_path / "run")
+    (folder / left).parent.mkdir(parents=True, exist_ok=True)
+    (folder / left).write_text("half")
+    assert in_a_child(folder) == "done"
+    assert sorted(path.name for path in folder.iterdir()) == RUN_FILES
+
+
+# --- damaged -----------------------------------------------------------------------------------
+
+
+def flip(path):
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "cut": ("optimizer.pt", lambda path: path.write_bytes(path.read_bytes()[:-100]), "is damaged"),
+    "emptied": ("trainer_state.json", lambda path: path.write_bytes(b""), "is damaged"),
+    "removed": ("scheduler.pt", lambda path: path.unlink(), "is missing"),
+    "flipped": ("model.safetensors", flip, "is damaged"),
+    "unmarked": ("whole.json", lambda path: path.unlink(), "writing it was broken off"),
+}
+
+
+def damage(folder, how):
+    """Damage a checkpoint, and tell what the warning is to say."""
+    name, change, reason = DAMAGES[how]
+    change(folder / name)
+    return escape(f"{folder}: " + (reason if how == "unmarked" else f"{name} {reason}"))
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_from_a_damaged_checkpoint_it_falls_back_to_the_one_before(encoder, whole, stopped, tmp_path, how):
+    folder = shutil.copytree(stopped, tmp_path / "whole")
+    reason = damage(folder / "checkpoints" / "checkpoint-4", how)
+    with pytest.warns(UserWarning, match=reason + "; going on from checkpoint-2$"):
+        go_on(encoder, folder, whole, 2)
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped"])
+def test_without_its_best_checkpoint_it_begins_again(encoder, whole, stopped, tmp_path, how):
+    folder = shutil.copytree(stopped, tmp_path / "whole")
+    reason = damage(folder / "checkpoints" / "checkpoint-2", how)
+    with pytest.warns(UserWarning, match="going on from the start") as caught:
+        go_on(encoder, folder, whole, 0)
+    first, second = (str(w.message) for w in caught if "going on" in str(w.message))
+    assert escape(first).startswith(reason)
+    assert "checkpoint-4: its best checkpoint, of step 2, is damaged or missing; going on" in second
+
+
+def test_with_every_checkpoint_damaged_it_begins_again(encoder, whole, stopped, tmp_path):
+    folder = shutil.copytree(stopped, tmp_path / "whole")
+    for how, name in zip(("cut", "removed"), checkpoints(folder), strict=True):
+        damage(folder / "checkpoints" / name, how)
+    with pytest.warns(UserWarning, match="going on from the start$"):
+        go_on(encoder, folder, whole, 0)
+
+
+def test_from_a_checkpoint_with_a_damaged_mark_it_falls_back_too(encoder, whole, stopped, tmp_path):
+    folder = shutil.copytree(stopped, tmp_path / "whole")
+    (folder / "checkpoints" / "checkpoint-4" / "whole.json").write_text('{"model')
+    with pytest.warns(UserWarning, match="going on from checkpoint-2$"):
+        go_on(encoder, folder, whole, 2)
+
+
+def test_only_the_newest_checkpoints_and_the_best_are_kept(encoder, tmp_path):
+    stop(encoder, tmp_path / "first", "end", 10, eval_every=2, num_steps=10)
+    assert checkpoints(tmp_path / "first") == ["checkpoint-10", "checkpoint-2", "checkpoint-8"]
+    stop(encoder, tmp_path / "none", "end", 6, validation=False)
+    assert checkpoints(tmp_path / "none") == ["checkpoint-6"]
+
+
+def test_nothing_is_pickled_but_the_trainers_own_states(stopped):
+    files = [path for path in stopped.rglob("*") if path.is_file()]
+    states = [path for path in files if path.suffix in (".pt", ".pth")]
+    assert {path.name for path in states} == {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    assert not [path for path in files if path.name == "training_args.bin"]
+    for path in states:
+        with safe_globals():  # lets arrays of numpy through, which the random state has
+            assert torch.load(path, weights_only=True)
+    for path in set(files) - set(states):
+        content = path.read_bytes()
+        assert content[:2] not in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
+        assert path.suffix in (".json", ".jsonl", ".csv", ".safetensors") or path.parent.name == "tensorboard"
+
+
+# --- a finished run ----------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_read_and_not_made_again(encoder, whole):
+    found = [path for path in whole.rglob("*") if path.is_file()]
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
+    begun = Stop()
+    trained = run(encoder, str(whole), callbacks=[begun], tags=["other"], **LONG)
+    assert begun.begun is None
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in found} == before
+    assert sorted(path.name for path in whole.iterdir()) == RUN_FILES
+    assert (trained.history, trained.best_step, trained.folder) == (read_history(whole), 2, whole)
+    read = BiEncoder.from_pretrained(whole / "model", device="cpu")
+    assert (trained.encoder.fingerprint, trained.encoder.name) == (read.fingerprint, "whole")
+
+
+def test_the_history_is_the_same_in_every_form(whole):
+    with (whole / "history.csv").open(newline="") as file:
+        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    assert rows == read_history(whole)
+    assert [sorted(line) == sorted(rows[0]) for line in rows] == [True, True, False] * 3
+    assert len(list((whole / "tensorboard").iterdir())) == 1
+
+
+def test_a_run_says_all_that_it_was_made_from_with_types(encoder, whole):
+    data, held_out = made()
+    about = json.loads((whole / "run.json").read_text())
+    assert about["settings"] == asdict(TrainingSettings(**{**SHORT, **LONG}))
+    assert about["data"] == {"name": "made", "num_queries": 12, "fingerprint": data.fingerprint}
+    start = {**asdict(encoder.config), "fingerprint": encoder.fingerprint}
+    assert about["start"] == {**start, "model": "tiny-bert", "encoders": 1}
+    assert about["validation"] == {
+        "collection": "held",
+        "split": "dev",
+        "pool": "full corpus",
+        "passages": held_out.fingerprint,
+        "queries": held_out.queries_fingerprint,
+    }
+    assert about["tags"] == ["one", "two"]
+    assert fullmatch(r"[0-9a-f]{12}\+?|unknown", about["commit"])
+    assert about["versions"]["torch"] == torch.__version__
+    finished = json.loads((whole / "model" / "training.json").read_text())
+    assert finished == {"best_step": 2, "steps": 6, **about}
+
+
+def test_the_model_card_says_data_settings_result_and_commit(encoder, whole):
+    card = (whole / "model" / "README.md").read_text()
+    best = next(line for line in read_history(whole) if line["step"] == 2 and "eval_loss" in line)
+    assert card.startswith("---\nlibrary_name: sentence-transformers\n")
+    for part in (
+        "# whole\n",
+        "`tiny-bert` on `made` (12 queries)",
+        f"commit `{json.loads((whole / 'run.json').read_text())['commit']}`, 6 steps",
+        "weights of step 2.",
+        "Pooling mean, similarity cosine, queries cut at 6 tokens and passages at 32; 1 encoder.",
+        f"| nDCG@10 | {best['eval_nDCG@10']:.4f} |",
+        "| settings/learning_rate | 0.005 |",
+        f"| data/fingerprint | {made()[0].fingerprint} |",
+        f"| start/fingerprint | {encoder.fingerprint} |",
+    ):
+        assert part in card
+
+
+def test_training_goes_on_without_neptune(encoder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "neptune", None)
+    with pytest.warns(UserWarning, match="neptune-client==1.14.0.post2") as caught:
+        trained = run(encoder, tmp_path / "run", validation=False, callbacks=[NeptuneTracker()])
+    assert len([w for w in caught if "Neptune" in str(w.message)]) == 1
+    assert len(trained.history) == 6
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+def files(folder):
+    """Every file under a folder, with its bytes."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("part", "changed", "told"),
+    [
+        ("settings", {"learning_rate": 1e-3}, "learning_rate 0.005, not 0.001"),
+        ("settings", {"seed": 1, "batch_size": 6}, "batch_size 4, not 6; seed 2, not 1"),
+        ("data", {"queries": 11}, "num_queries 12, not 11; fingerprint "),
+        ("start", {"query_max_length": 7}, "query_max_length 6, not 7"),
+        ("validation", {"relevant": "bad"}, "queries "),
+        ("validation", {"validation": False}, "collection 'held', not None"),
+    ],
+)
+def test_a_folder_with_another_run_is_refused_and_left_alone(
+    encoder, whole, stopped, tmp_path, part, changed, told, finished
+):
+    folder, changed = shutil.copytree(whole if finished else stopped, tmp_path / "run"), dict(changed)
+    data, held_out = made(changed.pop("relevant", "good"))
+    data = replace(data, examples=data.examples[: changed.pop("queries", 12)])
+    if part == "start":
+        encoder, changed = encoder.with_settings(**changed), {}
+    if part == "validation" and "validation" in changed:  # which also needs another setting
+        held_out, changed = None, {"eval_every": 0}
+        text = (folder / "run.json").read_text()
+        (folder / "run.json").write_text(text.replace('"eval_every": 2', '"eval_every": 0'))
+    before, settings = files(folder), TrainingSettings(**{**SHORT, **LONG, **changed})
+    message = escape(f"{folder} holds a run with other {part}: ") + ".*" + escape(told)
+    with pytest.raises(ValueError, match=message):
+        train(encoder, data, folder, settings, validation=held_out)
+    assert files(folder) == before
+
+
+def test_a_folder_that_holds_something_else_is_refused(encoder, tmp_path):
+    (tmp_path / "chapter.md").write_text("years of work")
+    with pytest.raises(ValueError, match=escape(f"{tmp_path} is not empty and holds no training run")):
+        run(encoder, tmp_path)
+    assert files(tmp_path) == {tmp_path / "chapter.md": b"years of work"}
+    (tmp_path / "empty").mkdir()
+    assert run(encoder, tmp_path / "empty", validation=False).best_step == 6
+
+
+@pytest.mark.parametrize("asked", ["masks are good for us", " Masks ARE\tgood for us "])
+def test_a_validation_query_in_training_is_refused(encoder, tmp_path, asked):
+    data, held_out = made()
+    held_out = replace(held_out, all_queries={**held_out.all_queries, "v0": asked})
+    message = "1 training queries are validation queries too, first 'masks are good for us'"
+    with pytest.raises(ValueError, match=escape(message)):
+        train(encoder, data, tmp_path / "run", TrainingSettings(**SHORT), validation=held_out)
+    assert not (tmp_path / "run").exists()
+    spared = data.without_queries(held_out)
+    assert train(encoder, spared, tmp_path / "run", TrainingSettings(**SHORT), validation=held_out)
+
+
+def test_the_test_split_is_no_validation(encoder, tmp_path):
+    data, held_out = made()
+    held_out = replace(held_out, all_qrels={"test": held_out.qrels}, split="test")
+    with pytest.raises(ValueError, match="the test split is for evaluation"):
+        train(encoder, data, tmp_path / "run", TrainingSettings(**SHORT), validation=held_out)
+
+
+@pytest.mark.parametrize("changed", [{"eval_every": 2}, {"patience": 1}])
+def test_evaluations_without_validation_are_refused(encoder, tmp_path, changed):
+    with pytest.raises(ValueError, match="eval_every and patience need validation"):
+        run(encoder, tmp_path / "run", validation=False, **changed)
+    assert not (tmp_path / "run").exists()
+
+
+def test_tags_in_one_string_are_refused(encoder, tmp_path):
+    with pytest.raises(ValueError, match=escape("tags must be a list of words, got the string 'one two'")):
+        run(encoder, tmp_path / "run", tags="one two")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_larger_than_the_data_is_refused(encoder, tmp_path):
+    with pytest.raises(
+        ValueError, match="batch_size must be from 2 to 12, the records of an epoch of made, got 13"
+    ):
+        run(encoder, tmp_path / "run", batch_size=13)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(encoder, tmp_path):
+    broken = deepcopy(encoder)
+    with torch.no_grad():
+        broken.model.encoder.layer[1].output.dense.bias[0] = torch.nan
+    message = "the loss at step 2 is nan; lower the learning rate, or train in float32"
+    with pytest.raises(ValueError, match=message):
+        run(broken, tmp_path / "run", validation=False, log_every=2)
+    assert not (tmp_path / "run" / "model").exists()
