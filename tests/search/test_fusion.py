@@ -1,0 +1,76 @@
+"""Reciprocal-rank fusion, by a plain loop over ranks, by hand and by ranx."""
+
+import numpy as np
+import pytest
+import ranx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpr.data.trec import ordered_hits
+from dpr.search.fusion import fuse
+
+fused_hits = st.dictionaries(
+    st.sampled_from("abcdefg"), st.sampled_from([2.0, 1.0, 0.5, 0.0, -1e6]), min_size=0, max_size=7
+)
+fused_runs = st.lists(
+    st.dictionaries(st.sampled_from(["q1", "q2", "q3"]), fused_hits), min_size=2, max_size=4
+)
+
+
+@given(runs=fused_runs, k=st.sampled_from([1, 60]))
+def test_fusion_is_a_plain_loop_over_ranks(runs, k):
+    expected = {}
+    for run in runs:
+        for query_id, scores in run.items():
+            docs = sorted(sorted(scores, reverse=True), key=lambda d: -scores[d])  # ties: greater id first
+            for rank, doc_id in enumerate(docs, start=1):
+                merged = expected.setdefault(query_id, {})
+                merged[doc_id] = merged.get(doc_id, 0) + 1 / (k + rank)
+    found = fuse(runs, "merged", k)
+    assert found.tag == "merged"
+    assert set(found) == set(expected)
+    for query_id, scores in expected.items():
+        assert found[query_id] == pytest.approx(scores, abs=1e-12)
+        assert list(found[query_id].items()) == ordered_hits(found[query_id])
+
+
+def test_fusion_is_that_of_ranx():
+    draw = np.random.default_rng(0)
+    runs = [
+        {f"q{i}": {f"d{d}": float(n) for n, d in enumerate(draw.permutation(40)[:20])} for i in range(5)}
+        for _ in range(3)
+    ]
+    theirs = ranx.fuse([ranx.Run(run) for run in runs], method="rrf", norm=None, params={"k": 60}).to_dict()
+    found = fuse(runs, "t")
+    assert set(found) == set(theirs)
+    for query_id, scores in theirs.items():
+        assert found[query_id] == pytest.approx(scores, abs=1e-12)
+
+
+def test_fusion_by_hand():
+    first = {"q": {"a": 9.0, "b": 8.0}, "only-first": {"x": 1.0, "y": 0.5}}
+    second = {"q": {"b": 0.3, "c": 0.2, "a": 0.1}}
+    found = fuse([first, second], "rrf")
+    expected = {"b": 1 / 62 + 1 / 61, "a": 1 / 61 + 1 / 63, "c": 1 / 62}
+    assert list(found["q"]) == ["b", "a", "c"]
+    assert found["q"] == pytest.approx(expected)
+    assert found["only-first"] == pytest.approx({"x": 1 / 61, "y": 1 / 62})
+
+
+def test_only_ranks_count_in_fusion_and_runs_stay_as_they_were():
+    first, second = {"q": {"a": 2.0, "b": 1.0}}, {"q": {"b": 5.0, "c": 4.0}}
+    stretched = {"q": {"a": 1e6, "b": -1e6}}
+    assert fuse([first, second], "t") == fuse([stretched, second], "t")
+    assert first == {"q": {"a": 2.0, "b": 1.0}}
+    assert list(first["q"]) == ["a", "b"]
+
+
+def test_documents_tied_after_fusion_come_in_trec_evals_order():
+    found = fuse([{"q": {"a": 2.0, "b": 1.0}}, {"q": {"b": 2.0, "a": 1.0}}], "t")
+    assert list(found["q"]) == ["b", "a"]
+
+
+@pytest.mark.parametrize("runs", [[], [{"q": {"a": 1.0}}]])
+def test_fusion_needs_two_runs(runs):
+    with pytest.raises(ValueError, match=f"at least two runs, got {len(runs)}"):
+        fuse(runs, "t")
