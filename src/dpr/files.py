@@ -1,8 +1,4 @@
-"""Text files read with line numbers in every error and written all or nothing; folders of shards.
-
-A folder of numbered shards is what long work fills: stopped anywhere, only what is missing is made. Its
-manifest says what the shards are made from; one process at a time writes.
-"""
+"""Files: read with line numbers in every error, written all or nothing, and folders that long work fills."""
 
 import fcntl
 import gzip
@@ -10,11 +6,16 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
+
+MANIFEST, LOCK = "manifest.json", "lock"
 
 
 @contextmanager
@@ -125,46 +126,113 @@ def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, record
 
 
-MANIFEST, LOCK = "manifest.json", "lock"
+class ShardFolder:
+    """A folder of numbered files that long work fills: stopped anywhere, only what is missing is made.
 
+    A manifest beside the shards says what they are made from. Beside each shard lie its seconds.
 
-def compare_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Refuse a folder that holds something else, or shards made otherwise."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        if folder.exists() and not (folder.is_dir() and all(_ours(entry) for entry in folder.iterdir())):
-            raise ValueError(f"{folder} has no {MANIFEST}: it holds something else; name another folder")
-        return
-    found = json.loads(path.read_text(encoding="utf-8"))
-    for field, wanted in manifest.items():
-        if found.get(field) != wanted:
-            raise ValueError(
-                f"{path}: {field} is {found.get(field)!r}, now it would be {wanted!r}; "
-                "give another folder, or delete this one"
-            )
+    Args:
+        folder: Made by `open_for_writing`, where it is missing.
+        manifest: What the shards are made from, as JSON values.
+        num_items: N, of all shards together.
+        shard_size: Items in a shard.
+        ending: Of a shard's file, as `.npy`.
 
+    Attributes:
+        items: Each shard's file → the positions of its items, in order.
 
-def _ours(entry: Path) -> bool:
-    """Whether an entry may be what a killed process left before it had written the manifest."""
-    return entry.name == LOCK or entry.name.startswith(f".{MANIFEST}.")
+    Raises:
+        ValueError: The folder holds something else, or shards made otherwise; names the field.
+    """
 
+    def __init__(self, folder: Path, manifest: dict[str, Any], num_items: int, shard_size: int, ending: str):
+        self.folder, self.manifest, self.num_items = folder, manifest, num_items
+        starts = range(0, num_items, shard_size)
+        self.items = {
+            folder / f"shard-{number:06}{ending}": range(start, min(start + shard_size, num_items))
+            for number, start in enumerate(starts)
+        }
+        self._compare_manifest()
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of the folder, and remove what a killed one had half written."""
-    with (folder / LOCK).open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder}: another process is writing into this folder; wait for it") from None
-        for left_over in folder.glob(".*"):
-            left_over.unlink()
-        yield
+    def _compare_manifest(self) -> None:
+        """Refuse a folder that holds something else, or shards made otherwise."""
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            entries = list(self.folder.iterdir()) if self.folder.is_dir() else []
+            left_by_a_kill = [e for e in entries if e.name == LOCK or e.name.startswith(f".{MANIFEST}.")]
+            if (self.folder.exists() and not self.folder.is_dir()) or len(left_by_a_kill) < len(entries):
+                raise ValueError(
+                    f"{self.folder} has no {MANIFEST}: it holds something else; name another folder"
+                )
+            return
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for field, wanted in self.manifest.items():
+            if found.get(field) != wanted:
+                raise ValueError(
+                    f"{path}: {field} is {found.get(field)!r}, now it would be {wanted!r}; "
+                    "give another folder, or delete this one"
+                )
+
+    @contextmanager
+    def open_for_writing(self) -> Iterator[None]:
+        """Keep other processes out, remove what a killed one had half written, and write the manifest.
+
+        Raises:
+            ValueError: Another process is writing into the folder.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / LOCK).open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                message = "another process is writing into this folder; wait for it"
+                raise ValueError(f"{self.folder}: {message}") from None
+            for left_over in self.folder.glob(".*"):
+                left_over.unlink()
+            self._compare_manifest()
+            write_text(self.folder / MANIFEST, json.dumps(self.manifest, indent=1) + "\n")
+            yield
+
+    def fill(
+        self,
+        missing: Mapping[Path, range],
+        make: Callable[[Callable[[int], object]], Iterator[Any]],
+        save: Callable[[Path, range, Any], None],
+        label: str,
+        unit: str,
+    ) -> None:
+        """Make shards one after the other and write each as soon as it is there, under a progress bar.
+
+        Args:
+            missing: The part of `items` to make.
+            make: Gives the content of each of these in turn; it is handed a function to call with the
+                number of items newly done.
+            save: Writes a shard's content, all or nothing, given its file and items.
+            label: What the bar says.
+            unit: What an item is.
+
+        Raises:
+            OSError: Writing failed; the shards before are kept.
+        """
+        done = self.num_items - sum(map(len, missing.values()))
+        with tqdm(total=self.num_items, initial=done, desc=label, unit=unit) as bar:
+            start = time.perf_counter()
+            for (path, items), content in zip(missing.items(), make(bar.update), strict=True):
+                seconds = time.perf_counter() - start
+                with writing(path):
+                    write_text(path.with_suffix(".json"), json.dumps({"seconds": seconds}))
+                    save(path, items, content)
+                start = time.perf_counter()
+
+    def seconds(self) -> float:
+        """What all shards took, over all attempts."""
+        texts = (path.with_suffix(".json").read_text(encoding="utf-8") for path in self.items)
+        return sum(json.loads(text)["seconds"] for text in texts)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say what a failure to write leaves behind."""
+    """Say in an error what a failure to write `path` leaves behind."""
     try:
         yield
     except OSError as error:

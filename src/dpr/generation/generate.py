@@ -6,15 +6,12 @@ however often the work was interrupted.
 """
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from dpr.data.collection import Collection
-from dpr.files import MANIFEST, compare_manifest, locked, read_jsonl, write_text, writing
+from dpr.files import ShardFolder, read_jsonl, write_text
 from dpr.generation.decoding import Decoding
 from dpr.generation.generator import QueryGenerator
 
@@ -83,49 +80,31 @@ def generate_queries(
         "num_passages": len(passages),
         "shard_size": shard_size,
     }
-    compare_manifest(folder, manifest)
-    folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(passages), shard_size)
-    shards = {folder / f"shard-{n:06}.jsonl": (n, start) for n, start in enumerate(starts)}
-    with locked(folder):
-        compare_manifest(folder, manifest)
-        write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-        missing = {path: where for path, where in shards.items() if not path.is_file()}
-        blocks = {path: passages[start : start + shard_size] for path, (_, start) in missing.items()}
-        _write_missing(generator, decoding, missing, blocks, seed, overflow, len(passages))
+    shards = ShardFolder(folder, manifest, len(passages), shard_size, ".jsonl")
+    with shards.open_for_writing():
+        seeds = {path: _shard_seed(seed, number) for number, path in enumerate(shards.items)}
+        missing = {path: rows for path, rows in shards.items.items() if not path.is_file()}
+
+        def write(progress):
+            blocks = ([passages[i].contents for i in rows] for rows in missing.values())
+            return generator.generate_blocks(
+                blocks, decoding, [seeds[path] for path in missing], overflow, progress=progress
+            )
+
+        def save(path, rows, found):
+            queries: dict[str, list[str]] = {passages[i].doc_id: [] for i in rows}
+            for texts, owner in zip(*found, strict=True):
+                queries[passages[rows.start + owner].doc_id] += texts
+            write_queries(path, queries)
+
+        shards.fill(missing, write, save, f"{generator.name}: queries", "passage")
     queries: dict[str, list[str]] = {}
-    seconds = 0.0
-    for path, (_, start) in shards.items():
+    for path, rows in shards.items.items():
         found = read_queries(path)
-        expected = [p.doc_id for p in passages[start : start + shard_size]]
-        if list(found) != expected:
+        if list(found) != [passages[i].doc_id for i in rows]:
             raise ValueError(f"{path}: damaged, it lacks passages; delete it and run again, the rest is kept")
         queries |= found
-        seconds += json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["generate_s"]
-    return Generated(queries, len(collection.passages) - len(passages), len(passages) / seconds)
-
-
-def _write_missing(generator, decoding, missing, blocks, seed, overflow, count) -> None:
-    """Write each shard that is not there, its seconds first."""
-    done = count - sum(map(len, blocks.values()))
-    with tqdm(total=count, initial=done, desc=f"{generator.name}: queries", unit="passage") as bar:
-        written = generator.generate_blocks(
-            ([passage.contents for passage in block] for block in blocks.values()),
-            decoding,
-            [_shard_seed(seed, number) for number, _ in missing.values()],
-            overflow,
-            progress=bar.update,
-        )
-        start = time.perf_counter()
-        for (path, block), (rows, owners) in zip(blocks.items(), written, strict=True):
-            queries: dict[str, list[str]] = {passage.doc_id: [] for passage in block}
-            for found, owner in zip(rows, owners, strict=True):
-                queries[block[owner].doc_id] += found
-            with writing(path):
-                seconds = {"generate_s": time.perf_counter() - start}
-                write_text(path.with_suffix(".json"), json.dumps(seconds))
-                write_queries(path, queries)
-            start = time.perf_counter()
+    return Generated(queries, len(collection.passages) - len(passages), len(passages) / shards.seconds())
 
 
 def _shard_seed(seed: int, number: int) -> int:

@@ -4,10 +4,8 @@ Passages of like length share a batch, and on a CPU each core takes batches of i
 a random state of each batch's own, so what is written depends on the block and the seed alone.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,9 +25,9 @@ from transformers.modeling_outputs import BaseModelOutput
 from dpr.files import atomic_folder, write_text
 from dpr.generation.decoding import Decoding, sampling
 from dpr.generation.learnt_tokenizer import learn_tokenizer
-from dpr.models.batching import MIN_LENGTH, one_ahead, pad_batch, token_batches, tokenize, workers
+from dpr.models.batching import MIN_LENGTH, compute_blocks, pad_batch, tokenize
 from dpr.models.bi_encoder import PRECISIONS
-from dpr.models.checkpoint import find_checkpoint, quieten
+from dpr.models.checkpoint import find_checkpoint, quieten, weights_fingerprint
 
 SETTINGS = "query_generator.json"
 SMALL_T5 = {"d_model": 256, "d_kv": 32, "d_ff": 1024, "num_layers": 4, "num_heads": 8}
@@ -181,11 +179,7 @@ class QueryGenerator:
     @property
     def fingerprint(self) -> str:
         """16 hex digits over settings and weights."""
-        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-        return digest.hexdigest()[:16]
+        return weights_fingerprint(self.model, asdict(self.config))
 
     def generate(self, passages: Sequence[str], decoding: Decoding, seed: int = 0) -> list[list[str]]:
         """Write queries for passages, each cut at the passage length.
@@ -220,9 +214,9 @@ class QueryGenerator:
         What is written for a block depends on that block and its seed alone.
 
         Args:
-            blocks: Blocks of texts, best of hundreds: texts of like length share a batch.
+            blocks: Blocks of texts. Texts of like length share a batch, so a block should hold hundreds.
             decoding: How.
-            seeds: One a block.
+            seeds: One for each block.
             overflow: What becomes of a passage beyond the length: `truncate` or `max_chunk`.
             batch_tokens: Tokens in a batch, read and written ones; by default 2,048, on a GPU 131,072.
             progress: Called with the number of passages newly done.
@@ -231,37 +225,17 @@ class QueryGenerator:
             For each block a list of queries a row, and int64 [rows], the passage that a row is of.
         """
         self.model.eval()
-        device = self.model.device.type
-        batch_tokens = batch_tokens or (CPU_BATCH if device == "cpu" else GPU_BATCH)
-        with workers(device) as pool, ThreadPoolExecutor(1) as ahead:
-            tokenised = (
-                ahead.submit(
-                    tokenize,
-                    self.tokenizer,
-                    block,
-                    self.config.prompt,
-                    self.config.passage_max_length,
-                    overflow,
-                )
-                for block in blocks
-            )
-            for (rows, owners), seed in zip(one_ahead(tokenised), seeds, strict=False):
-                beams = decoding.num_beams if decoding.method == "beam" else decoding.num_queries
-                costs = [len(row["input_ids"]) + beams * decoding.max_length for row in rows]
-                batches = token_batches(costs, batch_tokens)
-                begun = np.diff(owners, prepend=-1)
-                tasks = (
-                    ([rows[i] for i in batch], decoding, [seed, number])
-                    for number, batch in enumerate(batches)
-                )
-                written: list[list[str]] = [[]] * len(rows)
-                for batch, found in zip(
-                    batches, pool.map(lambda task: self._write(*task), tasks), strict=True
-                ):
-                    for i, queries in zip(batch, found, strict=True):
-                        written[i] = queries
-                    progress(int(begun[batch].sum()))
-                yield written, owners
+        config, seeds, device = self.config, list(seeds), self.model.device.type
+        beams = decoding.num_beams if decoding.method == "beam" else decoding.num_queries
+        yield from compute_blocks(
+            blocks,
+            lambda block: tokenize(self.tokenizer, block, config.prompt, config.passage_max_length, overflow),
+            lambda rows, at: self._write(rows, decoding, [seeds[at[0]], at[1]]),
+            batch_tokens=batch_tokens or (CPU_BATCH if device == "cpu" else GPU_BATCH),
+            device=device,
+            extra_tokens=beams * decoding.max_length,
+            progress=progress,
+        )
 
     @torch.inference_mode()
     def _write(self, rows: list[dict], decoding: Decoding, seed: list[int]) -> list[list[str]]:

@@ -1,8 +1,9 @@
 """From texts to batches: token ids cut or split at a length, batches of like length, padding, threads."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,19 +104,61 @@ def pad_batch(
     return padded
 
 
+def compute_blocks(
+    blocks: Iterable[Any],
+    tokenize_block: Callable[[Any], tuple[list[dict[str, np.ndarray]], np.ndarray]],
+    compute: Callable[[list[dict[str, np.ndarray]], tuple[int, int]], Sequence[Any]],
+    *,
+    batch_tokens: int,
+    device: str,
+    extra_tokens: int = 0,
+    progress: Callable[[int], object] = lambda texts: None,
+) -> Iterator[tuple[list[Any], np.ndarray]]:
+    """Take blocks of texts through a model one by one, the next block tokenised meanwhile.
+
+    Rows of like length share a batch. On a CPU each core takes batches of its own, computing with that core
+    alone: quicker than all cores on one batch.
+
+    Args:
+        blocks: Blocks of texts; several hundred in each let texts of like length find each other.
+        tokenize_block: Gives the rows of a block and the text that each is of, as `tokenize` does.
+        compute: Gives one result for each row of a batch, told the numbers of block and batch.
+        batch_tokens: Tokens in a batch, padding included.
+        device: The kind of device the model is on, `cpu` or `cuda`.
+        extra_tokens: What a row costs beyond its own tokens, such as those that will be written for it.
+        progress: Called with the number of texts newly begun.
+
+    Yields:
+        For each block the results of its rows, in order, and int64 [rows], the text that each is of.
+    """
+    with workers(device) as threads, ThreadPoolExecutor(1) as ahead:
+        tokenised = one_ahead(ahead.submit(tokenize_block, block) for block in blocks)
+        for number, (rows, owners) in enumerate(tokenised):
+            batches = token_batches([len(row["input_ids"]) + extra_tokens for row in rows], batch_tokens)
+            begun = np.diff(owners, prepend=-1)
+            found: list[Any] = [None] * len(rows)
+            inputs = ([rows[i] for i in batch] for batch in batches)
+            places = ((number, batch) for batch in range(len(batches)))
+            for batch, results in zip(batches, threads.map(compute, inputs, places), strict=True):
+                for i, result in zip(batch, results, strict=True):
+                    found[i] = result
+                progress(int(begun[batch].sum()))
+            yield found, owners
+
+
 @contextmanager
 def workers(device: str) -> Iterator[ThreadPoolExecutor]:
     """Threads that each take batches: on a CPU one a core, computing with that core alone."""
-    threads = torch.get_num_threads()
+    num_threads = torch.get_num_threads()
     if device == "cpu":
-        pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        threads = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
     else:
-        pool = ThreadPoolExecutor(1)
+        threads = ThreadPoolExecutor(1)
     try:
-        yield pool
+        yield threads
     finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+        threads.shutdown(cancel_futures=True)
+        torch.set_num_threads(num_threads)
 
 
 def one_ahead(futures: Iterator[Future]) -> Iterator:

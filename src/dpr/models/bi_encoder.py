@@ -1,23 +1,15 @@
-"""A bi-encoder: a transformer with the pooling, similarity and lengths it was made for.
+"""A bi-encoder: a transformer with the pooling, similarity and lengths it was made for."""
 
-Texts are tokenised a block ahead, batched by a budget of tokens with those of like length, and on a CPU
-each core takes batches of its own: quicker than all cores on one batch.
-"""
-
-import hashlib
-import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from dpr.models.batching import one_ahead, pad_batch, token_batches, tokenize, workers
+from dpr.models.batching import compute_blocks, pad_batch, tokenize
 from dpr.models.checkpoint import (
     EncoderConfig,
     find_checkpoint,
@@ -25,6 +17,7 @@ from dpr.models.checkpoint import (
     load_container,
     max_tokens,
     save_container,
+    weights_fingerprint,
 )
 from dpr.models.pooling import parse_pooling, pool
 
@@ -141,21 +134,13 @@ class BiEncoder:
     @property
     def fingerprint(self) -> str:
         """16 hex digits over settings and weights: a run made with it names the model exactly."""
-        return self._digest(list(asdict(self.config)))
+        return weights_fingerprint(self.model, asdict(self.config))
 
     @property
     def passage_fingerprint(self) -> str:
         """16 hex digits over weights and what else a passage's vector depends on, pooling aside."""
-        return self._digest(["normalize", "passage_max_length", "passage_prompt"])
-
-    def _digest(self, fields: list[str]) -> str:
-        """SHA-256 over some settings and all weights."""
-        settings = {field: getattr(self.config, field) for field in fields}
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-        return digest.hexdigest()[:16]
+        fields = ("normalize", "passage_max_length", "passage_prompt")
+        return weights_fingerprint(self.model, {field: getattr(self.config, field) for field in fields})
 
     @property
     def batch_tokens(self) -> int:
@@ -217,7 +202,7 @@ class BiEncoder:
         A block's vectors depend on nothing but that block.
 
         Args:
-            blocks: Blocks of texts, best of hundreds: texts of like length share a batch.
+            blocks: Blocks of texts. Texts of like length share a batch, so a block should hold hundreds.
             side: `queries` or `passages`, whose prompt and length to use.
             overflow: What becomes of a text beyond that length: `truncate` or `max_chunk`.
             poolings: Poolings to give side by side, all from one pass through the model; by default
@@ -244,22 +229,16 @@ class BiEncoder:
         poolings = list(poolings or [self.config.pooling])
         dimension = sum(map(self.dimension_of, poolings))
         self.model.eval()
-        embed, device = partial(self._embed, poolings=poolings), self.model.device.type
-        with workers(device) as pool, ThreadPoolExecutor(1) as ahead:
-            tokenised = (
-                ahead.submit(tokenize, self.tokenizer, block, prompt, max_length, overflow)
-                for block in blocks
-            )
-            for tokens, owners in one_ahead(tokenised):
-                lengths = [len(row["input_ids"]) for row in tokens]
-                batches = token_batches(lengths, self.batch_tokens if batch_tokens is None else batch_tokens)
-                begun = np.diff(owners, prepend=-1)
-                vectors = np.empty((len(tokens), dimension), dtype=np.float32)
-                embedded = pool.map(embed, ([tokens[i] for i in rows] for rows in batches))
-                for rows, found in zip(batches, embedded, strict=True):
-                    vectors[rows] = found
-                    progress(int(begun[rows].sum()))
-                yield vectors, owners
+        computed = compute_blocks(
+            blocks,
+            lambda block: tokenize(self.tokenizer, block, prompt, max_length, overflow),
+            lambda tokens, _: self._embed(tokens, poolings),
+            batch_tokens=self.batch_tokens if batch_tokens is None else batch_tokens,
+            device=self.model.device.type,
+            progress=progress,
+        )
+        for rows, owners in computed:
+            yield np.stack(rows) if rows else np.empty((0, dimension), dtype=np.float32), owners
 
     @torch.inference_mode()
     def _embed(self, tokens: list[dict[str, np.ndarray]], poolings: list[str]) -> np.ndarray:

@@ -8,8 +8,10 @@ rather than pooling it otherwise.
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -94,6 +96,15 @@ def quieten() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+
+
+def weights_fingerprint(model: torch.nn.Module, settings: Mapping[str, Any]) -> str:
+    """16 hex digits over settings, JSON values, and all weights of a model (SHA-256)."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def save_random(folder: Path | str, like: str | Path, seed: int, **shape) -> None:

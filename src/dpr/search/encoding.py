@@ -8,7 +8,6 @@ all shards are there they become one array, which is read as a memory map.
 import io
 import json
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from errno import ENOSPC
@@ -16,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from dpr.data.collection import Collection
-from dpr.files import MANIFEST, atomic_path, compare_manifest, locked, write_text, writing
+from dpr.files import ShardFolder, atomic_path, write_text, writing
 from dpr.models.batching import OVERFLOWS
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 
 CPU_SHARD, GPU_SHARD = 1_024, 16_384  # passages
 DTYPES = ("float32", "float16")
-TIMING = "timing.json"
+VECTORS, OWNERS, TIMING = "vectors.npy", "owners.npy", "timing.json"
 FORMAT = 1
 
 
@@ -126,72 +124,55 @@ def encode_collection(
         "shard_size": shard_size,
         "batch_tokens": batch_tokens,
     }
-    compare_manifest(folder, manifest)
-    if not (folder / "vectors.npy").is_file() or any(folder.glob("shard-*")):
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
-            compare_manifest(folder, manifest)
-            write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-            if not (folder / "vectors.npy").is_file():
-                _encode_missing(folder, encoder, collection, manifest)
-                _assemble(folder, manifest)
+    shards = ShardFolder(folder, manifest, len(collection.passages), shard_size, ".npy")
+    if not (folder / VECTORS).is_file() or any(folder.glob("shard-*")):
+        with shards.open_for_writing():
+            if not (folder / VECTORS).is_file():
+                _encode_missing(shards, encoder, collection)
+                _assemble(shards)
             for path in folder.glob("shard-*"):
                 path.unlink()
     return _open(folder, manifest, collection.doc_ids)
 
 
-def _shards(folder: Path, manifest: dict[str, Any]) -> list[tuple[Path, range]]:
-    """Each shard's file and passages; beside the file lie its seconds and, of chunks, its owners."""
-    count, size = manifest["num_passages"], manifest["shard_size"]
-    starts = range(0, count, size)
-    return [
-        (folder / f"shard-{number:06}.npy", range(start, min(start + size, count)))
-        for number, start in enumerate(starts)
-    ]
-
-
-def _encode_missing(folder: Path, encoder: BiEncoder, collection: Collection, manifest) -> None:
-    """Encode and write each shard that is not there."""
-    shards = _shards(folder, manifest)
+def _encode_missing(shards: ShardFolder, encoder: BiEncoder, collection: Collection) -> None:
+    """Encode and write each shard that is not there; with chunks its owners lie beside it."""
+    manifest = shards.manifest
     chunks = manifest["overflow"] == "max_chunk"
-    missing = [
-        (path, rows)
-        for path, rows in shards
+    missing = {
+        path: rows
+        for path, rows in shards.items.items()
         if not (path.is_file() and (not chunks or path.with_suffix(".owners.npy").is_file()))
-    ]
-    _check_space(folder, manifest, len(shards) - len(missing))
-    blocks = ([collection.passages[i].contents for i in rows] for _, rows in missing)
-    count = manifest["num_passages"]
-    done = count - sum(len(rows) for _, rows in missing)
-    with tqdm(total=count, initial=done, desc=f"{encoder.name}: passages", unit="text") as bar:
-        encoded = encoder.encode_blocks(
+    }
+    _check_space(shards, sum(map(len, missing.values())))
+    blocks = ([collection.passages[i].contents for i in rows] for rows in missing.values())
+
+    def encode(progress):
+        return encoder.encode_blocks(
             blocks,
             overflow=manifest["overflow"],
             poolings=[pooling for pooling, _ in manifest["poolings"]],
             batch_tokens=manifest["batch_tokens"],
-            progress=bar.update,
+            progress=progress,
         )
-        start = time.perf_counter()
-        for (path, rows), (vectors, owners) in zip(missing, encoded, strict=True):
-            seconds = time.perf_counter() - start
-            with writing(path):
-                write_text(path.with_suffix(".json"), json.dumps({"encode_s": seconds}))
-                if chunks:
-                    _save(path.with_suffix(".owners.npy"), owners + rows.start)
-                _save(path, vectors.astype(manifest["dtype"], copy=False))
-            start = time.perf_counter()
+
+    def save(path, rows, found):
+        vectors, owners = found
+        if chunks:
+            _save(path.with_suffix(".owners.npy"), owners + rows.start)
+        _save(path, vectors.astype(manifest["dtype"], copy=False))
+
+    shards.fill(missing, encode, save, f"{encoder.name}: passages", "text")
 
 
-def _check_space(folder: Path, manifest: dict[str, Any], num_done: int) -> None:
+def _check_space(shards: ShardFolder, num_missing: int) -> None:
     """Refuse to begin what cannot end."""
-    row_bytes = _width(manifest) * np.dtype(manifest["dtype"]).itemsize
-    done = min(num_done * manifest["shard_size"], manifest["num_passages"])
-    needed = (2 * manifest["num_passages"] - done) * row_bytes  # once in shards, once put together
-    free = shutil.disk_usage(folder).free
+    row_bytes = _width(shards.manifest) * np.dtype(shards.manifest["dtype"]).itemsize
+    needed = (shards.num_items + num_missing) * row_bytes  # once in shards, once put together
+    free = shutil.disk_usage(shards.folder).free
     if free < needed:
-        raise OSError(
-            ENOSPC, f"encoding needs {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free", str(folder)
-        )
+        message = f"encoding needs {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free"
+        raise OSError(ENOSPC, message, str(shards.folder))
 
 
 def _save(path: Path, array: np.ndarray) -> None:
@@ -202,24 +183,21 @@ def _save(path: Path, array: np.ndarray) -> None:
         temporary.write_bytes(stream.getbuffer())
 
 
-def _assemble(folder: Path, manifest: dict[str, Any]) -> None:
+def _assemble(shards: ShardFolder) -> None:
     """Put the shards together in order."""
-    paths = [path for path, _ in _shards(folder, manifest)]
-    shape = (sum(len(_load(path)) for path in paths), _width(manifest))
+    folder, manifest = shards.folder, shards.manifest
+    shape = (sum(len(_load(path)) for path in shards.items), _width(manifest))
     header = {"descr": np.dtype(manifest["dtype"]).str, "fortran_order": False, "shape": shape}
-    seconds = [
-        json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["encode_s"] for path in paths
-    ]
     with writing(folder / TIMING):
-        write_text(folder / TIMING, json.dumps({"encode_s": sum(seconds)}))
+        write_text(folder / TIMING, json.dumps({"seconds": shards.seconds()}))
     if manifest["overflow"] == "max_chunk":
-        owners = np.concatenate([_load(path.with_suffix(".owners.npy")) for path in paths])
-        with writing(folder / "owners.npy"):
-            _save(folder / "owners.npy", owners)
-    vectors = folder / "vectors.npy"
+        owners = np.concatenate([_load(path.with_suffix(".owners.npy")) for path in shards.items])
+        with writing(folder / OWNERS):
+            _save(folder / OWNERS, owners)
+    vectors = folder / VECTORS
     with writing(vectors), atomic_path(vectors) as temporary, temporary.open("wb") as stream:
         np.lib.format.write_array_header_1_0(stream, header)
-        for path in paths:
+        for path in shards.items:
             stream.write(np.ascontiguousarray(_load(path)).data)
 
 
@@ -240,12 +218,12 @@ def _open(folder: Path, manifest: dict[str, Any], doc_ids: list[str]) -> Encoded
     """What is in a complete folder."""
     chunks = manifest["overflow"] == "max_chunk"
     if chunks:
-        doc_ids = [doc_ids[i] for i in np.load(folder / "owners.npy")]
+        doc_ids = [doc_ids[i] for i in np.load(folder / OWNERS)]
     ends = np.cumsum([dimension for _, dimension in manifest["poolings"]]).tolist()
     columns = {
         pooling: slice(end - dimension, end)
         for (pooling, dimension), end in zip(manifest["poolings"], ends, strict=True)
     }
-    seconds = json.loads((folder / TIMING).read_text(encoding="utf-8"))["encode_s"]
-    vectors = _load(folder / "vectors.npy")
+    seconds = json.loads((folder / TIMING).read_text(encoding="utf-8"))["seconds"]
+    vectors = _load(folder / VECTORS)
     return Encoded(folder, vectors, doc_ids, columns, chunks, manifest["num_passages"] / seconds)
