@@ -21,7 +21,7 @@ help:            ## list these commands
 	touch $@
 
 run: .venv/installed        ## run all notebooks on the sample profile into build/sample (12 to 18 minutes, 2 cores)
-	$(BIN)/python -m dpr.experiments.notebooks run --profile sample
+	$(BIN)/python -m dpr.experiments.notebooks execute --profile sample
 
 test: .venv/installed       ## run all tests, notebooks included (25 minutes at most, 2 cores)
 	$(BIN)/python -m pytest

@@ -1,6 +1,7 @@
 """Training data that tests make up: texts from ids, and as many examples as wanted."""
 
-from dpr.data.training_data import Example, TrainingData
+from dpr.data.examples import Example
+from dpr.data.training_data import TrainingData
 
 
 def data_of(*examples, **texts):

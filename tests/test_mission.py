@@ -10,7 +10,7 @@ import pytest
 
 from dpr.data import download
 from dpr.evaluation.significance import compare_per_query
-from dpr.experiments.finetuning import fine_tune, validation_pool
+from dpr.experiments.finetuning import train_and_search, validation_sample
 from dpr.experiments.profiles import PROFILES
 from dpr.experiments.results import load_results, save_mean_of_seeds, save_result
 from dpr.experiments.workspace import Workspace
@@ -61,8 +61,8 @@ def profile(tmp_path):
         whole,
         base_model=str(tmp_path / "MiniLM-small"),
         training=replace(whole.training, **steps),
-        pool_size=20,
-        pool_queries=5,
+        validation_passages=20,
+        validation_queries=5,
         seeds=(0, 1),
     )
 
@@ -78,15 +78,15 @@ def test_the_whole_path_from_downloads_to_a_tested_difference(net, profile, tmp_
     assert all(len(example.negatives) == 1 for example in data.examples)
     lengths = {"query_max_length": profile.query_max_length, "passage_max_length": profile.passage_max_length}
     base = BiEncoder.from_pretrained(profile.base_model, device="cpu", pooling="mean", **lengths)
-    pool = validation_pool(space, held_out)
+    sample = validation_sample(space, held_out)
     runs = [
-        fine_tune(
+        train_and_search(
             space,
             f"{base.name}-ft-s{seed}",
             base,
             data,
             replace(profile.training, seed=seed),
-            pool,
+            sample,
             collection,
             notebook="04_finetune_biencoder",
         )

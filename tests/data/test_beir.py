@@ -19,7 +19,7 @@ def test_a_folder_reads_back_as_the_collection_it_was_written_from(tiny_beir_fol
     read = read_beir(tiny_beir_folder)
     assert read.name == "tiny"
     assert read.split == "test"
-    assert read.pool == "full corpus"
+    assert read.scope == "full corpus"
     assert read.passages == tiny_collection.passages
     assert read.all_queries == tiny_collection.all_queries
     assert read.qrels == tiny_collection.qrels

@@ -157,7 +157,7 @@ def test_a_collection_gives_the_queries_and_judgements_of_its_split(tiny_collect
     assert tiny_collection.qrels == {"q1": {"d1": 2, "d3": 1, "d6": 0}, "q2": {"d2": 1}}
     assert tiny_collection.doc_ids == ["d1", "d2", "d3", "d4", "d5", "d6"]
     assert tiny_collection.by_id["d3"].contents == "Handwashing removes viruses."
-    assert tiny_collection.pool == "full corpus"
+    assert tiny_collection.scope == "full corpus"
 
 
 def test_another_split_has_the_same_passages_and_its_own_queries(tiny_collection):
@@ -203,7 +203,7 @@ def test_a_sample_keeps_every_relevant_passage_and_no_more_queries_than_asked(nu
     assert set(sample.queries) == set(sample.qrels)
     assert relevant <= set(sample.doc_ids)
     assert len(sample.passages) == min(60, max(num_passages, len(relevant)))
-    assert sample.pool == f"{len(sample.passages)} of 60 passages"
+    assert sample.scope == f"{len(sample.passages)} of 60 passages"
     assert sample.passages == [passage for passage in whole.passages if passage.doc_id in sample.by_id]
     for query_id, grades in sample.qrels.items():
         assert sample.queries[query_id] == whole.queries[query_id]
@@ -243,7 +243,7 @@ def test_a_sample_has_only_its_split_and_a_pool_with_thousands_separated():
     sample = numbered_collection(num_passages=2500).sample(1200, 2)
     assert list(sample.all_qrels) == ["test"]
     assert sample.all_queries == sample.queries
-    assert sample.pool == "1,200 of 2,500 passages"
+    assert sample.scope == "1,200 of 2,500 passages"
 
 
 @pytest.mark.parametrize(("num_passages", "num_queries"), [(0, 1), (1, 0), (-5, 3)])

@@ -55,7 +55,7 @@ def other_process():
         from dpr.data import docstrings
         test = docstrings.load_docstrings()
         docstrings.read_package = lambda folder: []  # to find the others is enough
-        docstrings._read_packages(docstrings.TRAIN_PACKAGES)
+        docstrings._read_packages(docstrings.TRAIN_PACKAGES, None)
         packages = {*docstrings.TEST_PACKAGES, *docstrings.TRAIN_PACKAGES}
         print(test.fingerprint, test.queries_fingerprint, *packages.intersection(sys.modules))
     """)
@@ -160,13 +160,32 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch):
         load_docstrings()
 
 
+def test_what_was_read_is_kept_and_read_again_as_long_as_the_packages_are_the_same(monkeypatch, tmp_path):
+    read = []
+    items = [
+        Documented(Passage("numpy.é", "numpy.é", "a\ud800b"), "a query"),
+        Documented(Passage("b", "", "c"), "q"),
+    ]
+    monkeypatch.setattr(docstrings, "read_package", lambda folder: read.append(folder.name) or items)
+    for _ in range(2):
+        docstrings._read_packages.cache_clear()
+        assert docstrings._read_packages(("numpy", "sklearn"), tmp_path) == (*items, *items)
+    assert read == ["numpy", "sklearn"]
+    monkeypatch.setattr(docstrings, "version", lambda name: f"another {name}")
+    docstrings._read_packages.cache_clear()
+    assert docstrings._read_packages(("numpy", "sklearn"), tmp_path) == (*items, *items)
+    assert read == ["numpy", "sklearn"] * 2
+    assert len(list(tmp_path.iterdir())) == 2
+    docstrings._read_packages.cache_clear()
+
+
 def test_a_train_passage_with_a_query_or_text_of_the_test_part_is_left_out(monkeypatch):
     test = Documented(Passage("a.f", "a.f", "the text"), "The query of it")
     kept = [Documented(Passage(f"b.k{n}", "b.k", f"text {n}"), f"A query of {n}") for n in range(5)]
     same_query = Documented(Passage("b.q", "b.q", "another text"), "the QUERY  of it")
     same_text = Documented(Passage("b.t", "b.t", "The  text"), "Another query of it")
     parts = {TEST_PACKAGES: (test,), TRAIN_PACKAGES: (*kept, same_query, same_text)}
-    monkeypatch.setattr(docstrings, "_read_packages", parts.__getitem__)
+    monkeypatch.setattr(docstrings, "_read_packages", lambda names, kept_in: parts[names])
     assert load_docstrings("train").doc_ids == [item.passage.doc_id for item in kept]
 
 

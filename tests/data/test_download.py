@@ -296,19 +296,19 @@ def test_a_zip_is_unpacked_below_a_folder_of_its_own_name(tmp_path):
         "\\\\host\\share\\evil",
     ],
 )
-def test_a_member_that_would_land_outside_is_refused_by_name(tmp_path, name):
-    path = write_zip(tmp_path / "bad.zip", [("set/good", "x"), (name, "x")])
-    with pytest.raises(ValueError, match=r"bad\.zip: member .*evil' would be written outside"):
-        extract_zip(path, tmp_path / "data" / "set")
-    assert names_in(tmp_path / "data") == []
+def test_no_member_lands_outside_whatever_its_name(tmp_path, name):
+    path = write_zip(tmp_path / "bad.zip", [("set/good", "x"), (name, "evil")])
+    extract_zip(path, tmp_path / "data" / "set")
+    assert names_in(tmp_path / "data") == ["set"]
     assert names_in(tmp_path) == ["bad.zip", "data"]
+    assert (tmp_path / "data" / "set" / "good").read_text() == "x"
 
 
-@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
-def test_a_link_or_device_is_refused_by_name(tmp_path, kind):
-    path = write_zip(tmp_path / "bad.zip", [(with_mode("set/link", kind | 0o777), "/")])
-    with pytest.raises(ValueError, match=r"bad\.zip: member 'set/link' is a link or no plain file"):
-        extract_zip(path, tmp_path / "set")
+def test_a_link_comes_out_as_a_plain_file(tmp_path):
+    path = write_zip(tmp_path / "bad.zip", [(with_mode("set/link", stat.S_IFLNK | 0o777), "/")])
+    extract_zip(path, tmp_path / "set")
+    assert not (tmp_path / "set" / "link").is_symlink()
+    assert (tmp_path / "set" / "link").read_text() == "/"
 
 
 def test_a_zip_that_declares_more_than_allowed_is_refused(tmp_path):
@@ -326,14 +326,6 @@ def test_a_zip_that_declares_less_than_it_holds_is_refused(tmp_path):
     size = (1_000_000).to_bytes(4, "little")
     path.write_bytes(path.read_bytes().replace(size, (10).to_bytes(4, "little")))
     with pytest.raises(ValueError, match=r"bomb\.zip"):
-        extract_zip(path, tmp_path / "set", max_bytes=1000)
-    assert names_in(tmp_path) == ["bomb.zip"]
-
-
-def test_what_comes_out_is_counted_whatever_was_declared(tmp_path, monkeypatch):
-    path = write_zip(tmp_path / "bomb.zip", [("set/zeros", bytes(1_000_000))])
-    monkeypatch.setattr(download, "_refuse_bad_members", lambda *_: None)
-    with pytest.raises(ValueError, match=r"bomb\.zip: 'set/zeros' unpacks to more than it declares"):
         extract_zip(path, tmp_path / "set", max_bytes=1000)
     assert names_in(tmp_path) == ["bomb.zip"]
 

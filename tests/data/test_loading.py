@@ -190,17 +190,19 @@ def test_malformed_content_is_refused_by_file_and_line(project, tiny_beir_folder
 
 def test_docstrings_are_the_embedded_collection_in_the_split_asked_for(project, fetched, monkeypatch):
     monkeypatch.setitem(
-        sys.modules, "dpr.data.docstrings", SimpleNamespace(load_docstrings=lambda split: f"the {split} part")
+        sys.modules,
+        "dpr.data.docstrings",
+        SimpleNamespace(load_docstrings=lambda split, kept_in: f"the {split} part, in {kept_in.name}"),
     )
-    assert load_collection("docstrings") == "the test part"
-    assert load_collection("docstrings", "dev") == "the dev part"
+    assert load_collection("docstrings") == "the test part, in docstrings"
+    assert load_collection("docstrings", "dev") == "the dev part, in docstrings"
     assert fetched == []
 
 
 @pytest.mark.parametrize(
     ("module", "function", "arguments"),
     [
-        ("dpr.data.docstrings", "load_docstrings", ("test",)),
+        ("dpr.data.docstrings", "load_docstrings", ("test", Path("data"))),
         ("dpr.data.download", "download_beir", ("scifact", Path("data"))),
         ("dpr.data.download", "download_msmarco_tiny", (Path("data"),)),
     ],

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from dpr.data.beir import read_beir
 from dpr.data.collection import Collection, Passage
+from dpr.data.examples import Example
 from dpr.data.loading import load_collection, load_training_data
 from dpr.data.text import normalise
-from dpr.data.training_data import Example, TrainingData, as_collection, merge
+from dpr.data.training_data import TrainingData, as_collection, merge
 from dpr.data.trec import read_qrels
-from dpr.data.triples import from_collection, read_training_tsv
+from dpr.data.triples import read_training_tsv
 
 
 def data_of(*examples, **texts):
@@ -80,7 +81,7 @@ def test_judgements_become_positives_highest_grade_first_and_negatives():
         "without text": {"empty": 1, "gone": 1},
         "without relevant": {"one": 0},
     }
-    data = from_collection(
+    data = TrainingData.from_collection(
         Collection("made", passages, {q: f"query {q}" for q in qrels}, {"dev": qrels}, "dev")
     )
     assert data.examples == [
@@ -97,7 +98,9 @@ def test_judgements_become_positives_highest_grade_first_and_negatives():
 def test_one_query_under_two_ids_is_one_example_with_the_higher_of_two_grades():
     qrels = {"a": {"d1": 1, "d2": 0, "d3": 0}, "b": {"d1": 2, "d2": 1}, "c": {"d3": 1}}
     texts = {d: d for d in ("d1", "d2", "d3")}
-    data = from_collection(collection_of({"a": "Do masks", "b": " do  MASKS", "c": "other"}, qrels, texts))
+    data = TrainingData.from_collection(
+        collection_of({"a": "Do masks", "b": " do  MASKS", "c": "other"}, qrels, texts)
+    )
     assert data.examples == [
         Example("a", "Do masks", {"d1": 2, "d2": 1}, ("d3",)),
         Example("c", "other", {"d3": 1}),
@@ -107,13 +110,13 @@ def test_one_query_under_two_ids_is_one_example_with_the_higher_of_two_grades():
 
 def test_the_test_split_is_not_trained_on(tiny_collection):
     with pytest.raises(ValueError, match="tiny: the test split is for evaluation; train on another one"):
-        from_collection(tiny_collection)
-    assert len(from_collection(tiny_collection.with_split("train")).examples) == 5
+        TrainingData.from_collection(tiny_collection)
+    assert len(TrainingData.from_collection(tiny_collection.with_split("train")).examples) == 5
 
 
 def test_a_collection_that_nothing_can_be_learned_from_is_refused():
     with pytest.raises(ValueError, match="made/train: no training example"):
-        from_collection(collection_of({"t": "query"}, {"t": {"d": 0}}, {"d": "text"}))
+        TrainingData.from_collection(collection_of({"t": "query"}, {"t": {"d": 0}}, {"d": "text"}))
 
 
 # --- read_training_tsv -------------------------------------------------------------------------
@@ -256,7 +259,7 @@ def test_text_that_is_only_unusual_is_left_alone(read, text):
 
 def test_all_mended_texts_are_counted_and_twenty_shown():
     texts = {f"d{n}": f"cafÃ© {n}" for n in range(25)}
-    preparation = from_collection(
+    preparation = TrainingData.from_collection(
         collection_of({"t": "q"}, {"t": dict.fromkeys(texts, 1)}, texts)
     ).preparation
     assert preparation.num_mended == 25
@@ -391,7 +394,7 @@ def test_queries_that_are_evaluated_on_are_left_out_and_named_whatever_case_and_
 
 
 def test_only_the_queries_of_the_split_that_is_evaluated_are_left_out(tiny_collection):
-    train = from_collection(tiny_collection.with_split("train"))
+    train = TrainingData.from_collection(tiny_collection.with_split("train"))
     assert train.without_queries(tiny_collection).examples == train.examples
     with pytest.raises(ValueError, match="tiny/train: no training example"):
         train.without_queries(tiny_collection.with_split("train"))
@@ -401,7 +404,7 @@ def test_a_query_wrongly_decoded_in_training_and_test_alike_is_left_out():
     queries = {"t": "what is a cafÃ©", "u": "other", "q": "what is a cafÃ©"}
     qrels = {"train": {"t": {"d": 1}, "u": {"d": 1}}, "test": {"q": {"d": 1}}}
     collection = Collection("made", [Passage("d", "", "text")], queries, qrels, "train")
-    rest = from_collection(collection).without_queries(collection.with_split("test"))
+    rest = TrainingData.from_collection(collection).without_queries(collection.with_split("test"))
     assert [e.query for e in rest.examples] == ["other"]
 
 
@@ -496,7 +499,9 @@ def test_a_mined_negative_without_text_is_refused(passages):
 
 def test_the_text_of_a_positive_stays_as_it_was_mended():
     texts = {"a": "a cafÃ©", "b": "other"}
-    data = from_collection(collection_of({"t": "one", "u": "two"}, {"t": {"a": 1}, "u": {"b": 1}}, texts))
+    data = TrainingData.from_collection(
+        collection_of({"t": "one", "u": "two"}, {"t": {"a": 1}, "u": {"b": 1}}, texts)
+    )
     assert data.with_negatives({"u": ["a"]}, texts).passages["a"] == "a café"
 
 
@@ -512,7 +517,9 @@ def test_training_data_as_a_collection_is_searched_over_all_its_passages_and_rea
     assert {d: passage.contents for d, passage in collection.by_id.items()} == data.passages
     assert collection.queries == {"q1": "one", "q2": "two"}
     assert collection.qrels == {"q1": {"a": 2, "b": 1}, "q2": {"c": 1}}
-    assert from_collection(collection).examples == [replace(e, negatives=()) for e in data.examples]
+    assert TrainingData.from_collection(collection).examples == [
+        replace(e, negatives=()) for e in data.examples
+    ]
     assert as_collection(data, "held-out").split == "held-out"
 
 
@@ -528,7 +535,7 @@ def test_few_training_queries_are_test_queries_too_and_they_are_dropped(
 ):
     test = read_beir(data_dir / name)
     qrels = read_qrels(data_dir / name / "qrels" / "train.tsv")  # before a dev part is held out
-    data = from_collection(replace(test, all_qrels={"train": qrels}, split="train"))
+    data = TrainingData.from_collection(replace(test, all_qrels={"train": qrels}, split="train"))
     assert (len(qrels), len(data.examples)) == (queries, examples)
     assert data.preparation.duplicate_queries == queries - examples
     assert sum(len(e.positives) for e in data.examples) / examples == pytest.approx(positives, abs=0.005)
@@ -556,7 +563,7 @@ def test_squad_triples_have_10554_lines_and_each_question_once(data_dir, monkeyp
 
 def test_no_dev_or_test_query_is_left_among_those_of_scifact(data_dir):
     train, dev, test = (load_collection(data_dir / "scifact", split) for split in ("train", "dev", "test"))
-    rest = from_collection(train).without_queries(dev, test)
+    rest = TrainingData.from_collection(train).without_queries(dev, test)
     others = {normalise(text) for part in (dev, test) for text in part.queries.values()}
     assert not others & {normalise(e.query) for e in rest.examples}
     assert rest.preparation.dropped_queries

@@ -6,15 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from dpr.data.training_data import Example, TrainingData, as_collection
+from dpr.data.examples import Example
+from dpr.data.training_data import TrainingData, as_collection
 from dpr.evaluation.metrics import evaluate
 from dpr.experiments.doc2query import (
-    Writer,
+    KeptGenerator,
+    fold_of,
     generator_data,
-    half_of,
-    learn_apart,
-    search_expanded,
-    write_apart,
+    search_and_save_bm25,
+    split_in_folds,
+    write_by_other_fold,
 )
 from dpr.experiments.profiles import Profile
 from dpr.experiments.results import load_result
@@ -46,7 +47,7 @@ def test_an_expanded_collection_is_tuned_on_dev_and_searched_for_the_test_querie
     collection = space.collection()
     expanded = expand(collection, QUERIES)
     how = {"notebook": "06_doc2query", "written_by": "a small model"}
-    found = search_expanded(space, collection, expanded, "bm25-d2q", **how, **GRID)
+    found = search_and_save_bm25(space, collection, expanded, "bm25-d2q", **how, **GRID)
     bm25 = BM25.build(expanded, space.index_folder(expanded))
     tuning = bm25.tune(expanded.with_split("dev"), **GRID)
     assert found.tuning.grid == tuning.grid
@@ -58,7 +59,7 @@ def test_an_expanded_collection_is_tuned_on_dev_and_searched_for_the_test_querie
     kept = load_result(space.runs, "bm25-d2q")
     assert kept.metadata["fingerprints"]["passages"] == collection.fingerprint
     config = kept.metadata["config"]
-    assert config["expanded"] == expanded.expanded
+    assert config["expansion"] == expanded.expansion
     assert config["written_by"] == "a small model"
     assert (config["k1"], config["b"], config["tuned_on"]) == (tuning.k1, tuning.b, "2 dev queries")
     assert kept.metadata["ablation"]
@@ -66,14 +67,14 @@ def test_an_expanded_collection_is_tuned_on_dev_and_searched_for_the_test_querie
 
 def test_the_original_is_searched_alike(space):
     collection = space.collection()
-    found = search_expanded(space, collection, collection, "plain", notebook="06_doc2query", **GRID)
+    found = search_and_save_bm25(space, collection, collection, "plain", notebook="06_doc2query", **GRID)
     assert found.result.metadata["config"]["expanded"] is None
 
 
 def test_without_dev_queries_the_defaults_stand(space):
     collection = space.collection()
     alone = replace(collection, all_qrels={"test": collection.qrels})
-    found = search_expanded(space, alone, expand(alone, QUERIES), "d2q", notebook="06_doc2query", **GRID)
+    found = search_and_save_bm25(space, alone, expand(alone, QUERIES), "d2q", notebook="06_doc2query", **GRID)
     assert found.tuning is None
     assert found.dev == {}
     assert (found.result.metadata["config"]["k1"], found.result.metadata["config"]["b"]) == (K1, B)
@@ -84,7 +85,7 @@ def test_other_documents_are_refused(space):
     collection = space.collection()
     fewer = collection.sample(3, 2)
     with pytest.raises(ValueError, match="d2q: the expanded collection has other documents than tiny"):
-        search_expanded(space, collection, fewer, "d2q", notebook="06_doc2query", **GRID)
+        search_and_save_bm25(space, collection, fewer, "d2q", notebook="06_doc2query", **GRID)
 
 
 def test_a_generator_learns_from_all_sets_there_are_but_no_evaluation_query(space, tmp_path, monkeypatch):
@@ -140,7 +141,7 @@ def test_two_collections_that_name_each_other_share_the_data_without_eithers_que
     assert not used & {text.lower() for text in asked}
 
 
-def pool(passages):
+def made(passages):
     """Those passages, each asked for by two queries, as training data and as a collection."""
     examples = [
         Example(f"q{n}-{way}", f"{way} {text}", {f"d{n}": 1, f"d{(n + 1) % len(passages)}": 1})
@@ -155,43 +156,46 @@ TEXTS = [f"text number {n} says this and that" for n in range(12)]
 
 
 def test_what_is_learnt_and_what_is_selected_by_are_of_different_halves():
-    data, collection = pool(TEXTS)
+    data, collection = made(TEXTS)
     learn, select = data.split(0.3, 0)
-    pairs = learn_apart(collection, learn, select)
-    assert {half_of(text) for text in TEXTS} == {0, 1}
-    assert half_of(f" {TEXTS[0].upper()} ") == half_of(TEXTS[0])
+    pairs = split_in_folds(collection, learn, select)
+    assert {fold_of(text) for text in TEXTS} == {0, 1}
+    assert fold_of(f" {TEXTS[0].upper()} ") == fold_of(TEXTS[0])
     for half, (learnt, selected) in enumerate(pairs):
-        assert {half_of(text) for text in learnt.passages.values()} == {1 - half}
-        assert {half_of(text) for text in selected.passages.values()} == {half}
+        assert {fold_of(text) for text in learnt.passages.values()} == {1 - half}
+        assert {fold_of(text) for text in selected.passages.values()} == {half}
     for whole, parts in ((learn, [p[0] for p in pairs]), (select, [p[1] for p in pairs])):
         found = [(e.query_id, d) for part in parts for e in part.examples for d in e.positives]
         assert sorted(found) == sorted((e.query_id, d) for e in whole.examples for d in e.positives)
 
 
 def test_without_a_passage_in_common_all_is_learnt_from():
-    data, _ = pool(TEXTS)
+    data, _ = made(TEXTS)
     learn, select = data.split(0.3, 0)
-    _, elsewhere = pool(["another text altogether"])
-    assert learn_apart(elsewhere, learn, select) == [(learn, select)]
+    _, elsewhere = made(["another text altogether"])
+    assert split_in_folds(elsewhere, learn, select) == [(learn, select)]
 
 
 def test_each_passage_is_written_for_by_the_writer_that_has_not_seen_it(space, plain_folder):
-    data, collection = pool(TEXTS)
-    pairs = learn_apart(collection, *data.split(0.3, 0))
+    data, collection = made(TEXTS)
+    pairs = split_in_folds(collection, *data.split(0.3, 0))
     start = QueryGenerator.warm_started(
         plain_folder, 1, device="cpu", passage_max_length=12, query_max_length=6
     )
     writers = [
-        Writer(space, f"w-{half}", start, learn, SHORT, select) for half, (learn, select) in enumerate(pairs)
+        KeptGenerator(space, f"w-{half}", start, learn, SHORT, select)
+        for half, (learn, select) in enumerate(pairs)
     ]
-    found = write_apart(writers, "sampled", collection, SAMPLED)
+    found = write_by_other_fold(writers, "sampled", collection, SAMPLED)
     assert list(found.queries) == collection.doc_ids
     for half, writer in enumerate(writers):
-        own = [p for p in collection.passages if half_of(p.contents) == half]
+        own = [p for p in collection.passages if fold_of(p.contents) == half]
         alone = writer.write("again", replace(collection, passages=own), SAMPLED)
         assert {d: found.queries[d] for d in alone.queries} == alone.queries
     assert found.passages_per_s > 0
-    assert write_apart(writers[:1], "whole", collection, SAMPLED).queries.keys() == found.queries.keys()
+    assert (
+        write_by_other_fold(writers[:1], "whole", collection, SAMPLED).queries.keys() == found.queries.keys()
+    )
 
 
 @pytest.fixture
@@ -202,7 +206,7 @@ def writer(space, plain_folder):
     learn, select, _ = generator_data(space, [], most_queries=1, held_out=1)
 
     def make(settings=SHORT, tag="tiny-writer", callbacks=()):
-        return Writer(space, tag, start, learn, settings, select, callbacks)
+        return KeptGenerator(space, tag, start, learn, settings, select, callbacks)
 
     return make
 

@@ -9,7 +9,13 @@ import pytest
 from nbclient import NotebookClient
 
 from dpr.evaluation.metrics import evaluate
-from dpr.experiments.finetuning import POOL_DEPTH, FineTuned, bm25_negatives, fine_tune, validation_pool
+from dpr.experiments.finetuning import (
+    HARD_DEPTH,
+    FineTuned,
+    bm25_negatives,
+    train_and_search,
+    validation_sample,
+)
 from dpr.experiments.profiles import Profile
 from dpr.experiments.results import load_result
 from dpr.experiments.workspace import Workspace
@@ -37,8 +43,8 @@ def space(tmp_path, tiny_beir_folder):
         training_length=8,
         passage_max_length=16,
         query_max_length=8,
-        pool_size=5,
-        pool_queries=1,
+        validation_passages=5,
+        validation_queries=1,
     )
     return Workspace(profile, tmp_path / "out")
 
@@ -57,7 +63,7 @@ def made(space, encoder):
     collection = space.collection()
 
     def make(encoder=encoder, settings=SETTINGS, validation=dev, collection=collection, tag=TAG) -> FineTuned:
-        return fine_tune(
+        return train_and_search(
             space, tag, encoder, data, settings, validation, collection, notebook="04_finetune_biencoder"
         )
 
@@ -135,7 +141,7 @@ def test_a_result_that_another_model_made_is_made_again(space, made, encoder):
     made()
     forget_model(space)
     other = encoder.with_settings(pooling="cls")
-    space.search_dense(other, space.collection(), TAG, notebook="other")
+    space.search_and_save(other, space.collection(), TAG, notebook="other")
     run = made()
     assert run.result.metadata["notebook"] == "04_finetune_biencoder"
     assert load_result(space.runs, TAG).metadata["config"]["model"] != other.fingerprint
@@ -174,23 +180,25 @@ def test_the_pool_holds_what_is_relevant_and_what_bm25_finds_first(space):
     _, dev = space.training_data()
     asked = {query_id: "masks, two doses, zinc" for query_id in dev.queries}
     dev = replace(dev, all_queries={**dev.all_queries, **asked})
-    smallest = validation_pool(Workspace(replace(space.profile, pool_size=4), space.root), dev)
+    smallest = validation_sample(Workspace(replace(space.profile, validation_passages=4), space.root), dev)
     [(query_id, grades)] = smallest.qrels.items()
     assert set(smallest.doc_ids) == {"d1", "d4", "d6"} | set(grades)
-    pool = validation_pool(space, dev)
-    assert len(pool.passages) == 5
-    assert list(pool.queries) == [query_id]
-    hits = BM25.build(dev, space.index_folder(dev)).search(pool.queries, POOL_DEPTH)
-    assert len(hits[query_id]) == POOL_DEPTH
-    assert {*hits[query_id], *dev.qrels[query_id]} <= set(pool.doc_ids)
-    assert pool.fingerprint == validation_pool(space, dev).fingerprint
+    sample = validation_sample(space, dev)
+    assert len(sample.passages) == 5
+    assert list(sample.queries) == [query_id]
+    hits = BM25.build(dev, space.index_folder(dev)).search(sample.queries, HARD_DEPTH)
+    assert len(hits[query_id]) == HARD_DEPTH
+    assert {*hits[query_id], *dev.qrels[query_id]} <= set(sample.doc_ids)
+    assert sample.fingerprint == validation_sample(space, dev).fingerprint
 
 
 def test_profiles_with_pools_of_other_sizes_share_one_of_a_given_size(space):
     _, dev = space.training_data()
-    other = Workspace(replace(space.profile, pool_size=space.profile.pool_size + 1), space.root)
-    assert validation_pool(space, dev).fingerprint != validation_pool(other, dev).fingerprint
-    assert validation_pool(space, dev, 5).fingerprint == validation_pool(other, dev, 5).fingerprint
+    other = Workspace(
+        replace(space.profile, validation_passages=space.profile.validation_passages + 1), space.root
+    )
+    assert validation_sample(space, dev).fingerprint != validation_sample(other, dev).fingerprint
+    assert validation_sample(space, dev, 5).fingerprint == validation_sample(other, dev, 5).fingerprint
 
 
 def test_live_curves_are_one_figure_drawn_again():

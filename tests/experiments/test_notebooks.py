@@ -9,7 +9,7 @@ import nbformat
 import papermill
 import pytest
 
-from dpr.experiments.notebooks import clean, extract_figures, main, run_notebook, set_parameters
+from dpr.experiments.notebooks import clean, execute_notebook, extract_figures, main, set_parameters
 from dpr.experiments.results import load_results
 
 ROOT = Path(__file__).parents[2]
@@ -153,10 +153,10 @@ def test_a_failing_cell_raises_and_leaves_the_committed_notebook_alone(tmp_path)
     target.parent.mkdir()
     target.write_text("old", encoding="utf-8")
     with pytest.raises(papermill.PapermillExecutionError, match="count is wrong"):
-        run_notebook(path, target, {"COUNT": 3})
+        execute_notebook(path, target, {"COUNT": 3})
     assert target.read_text(encoding="utf-8") == "old"
     assert "before" in target.with_suffix(".failed.ipynb").read_text(encoding="utf-8")
-    run_notebook(path, target, {"COUNT": 2})
+    execute_notebook(path, target, {"COUNT": 2})
     assert "COUNT = 2" in target.read_text(encoding="utf-8")
 
 

@@ -7,7 +7,14 @@ import pytest
 
 from dpr.experiments.profiles import PROFILES, Profile, get_profile
 
-SIZES = ("depth", "query_max_length", "passage_max_length", "training_length", "pool_size", "pool_queries")
+SIZES = (
+    "depth",
+    "query_max_length",
+    "passage_max_length",
+    "training_length",
+    "validation_passages",
+    "validation_queries",
+)
 LIMITS = ("num_passages", "num_queries")
 
 

@@ -96,7 +96,7 @@ def test_a_system_with_several_seeds_shows_their_mean_and_range(scifact, tiny_co
 
 
 def test_a_part_of_a_collection_has_no_published_figure_and_says_what_it_is(tmp_path, tiny_collection):
-    part = replace(tiny_collection, name="scifact", pool="6 of 5,183 passages")
+    part = replace(tiny_collection, name="scifact", scope="6 of 5,183 passages")
     save(tmp_path, "bm25", RUNS["bm25"], part)
     table = results_table(tmp_path)
     assert "0.6789" not in table
@@ -245,7 +245,7 @@ def test_a_committed_run_has_the_metrics_of_its_table_against_the_real_judgement
     metadata = json.loads(path.with_name(f"{stem}.json").read_text(encoding="utf-8"))
     run = read_run(path)
     assert (metadata["system"], metadata["collection"], run.tag) == (stem, path.parent.name, stem)
-    assert (metadata["split"], metadata["pool"]) == ("test", "full corpus")
+    assert (metadata["split"], metadata["scope"]) == ("test", "full corpus")
     qrels = read_qrels(data_dir / path.parent.name / "qrels" / "test.tsv")
     table = table_of(path, stem)
     assert set(table) == set(qrels)

@@ -83,7 +83,7 @@ def test_the_metadata_say_what_made_the_run(tmp_path, deep_run, deep_collection)
         "system": "deep-system",
         "collection": "deep",
         "split": "test",
-        "pool": "full corpus",
+        "scope": "full corpus",
         "depth": 300,
         "config": {"model": "m", "k1": 0.9},
         "fingerprints": {
@@ -109,7 +109,7 @@ def test_the_metadata_say_what_made_the_run(tmp_path, deep_run, deep_collection)
 def test_a_sample_is_never_recorded_as_the_full_corpus(tmp_path, deep_run, deep_collection):
     sample = deep_collection.sample(40, 2)
     run = Run({q: {d: 1.0 for d in sample.doc_ids[:9]} for q in sample.queries}, "on-sample")
-    assert save(tmp_path, run, sample).metadata["pool"] == "40 of 300 passages"
+    assert save(tmp_path, run, sample).metadata["scope"] == "40 of 300 passages"
 
 
 # --- depth -------------------------------------------------------------------------------------

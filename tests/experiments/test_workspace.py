@@ -81,7 +81,7 @@ def test_a_folder_is_a_profile_of_its_own(tmp_path, tiny_beir_folder, tiny_colle
 def test_a_cut_profile_gives_a_sample_that_says_so(tmp_path, tiny_beir_folder):
     profile = replace(get_profile(str(tiny_beir_folder)), num_passages=3)
     cut = Workspace(profile, tmp_path).collection()
-    assert (len(cut.passages), len(cut.queries), cut.pool) == (3, 2, "3 of 6 passages")
+    assert (len(cut.passages), len(cut.queries), cut.scope) == (3, 2, "3 of 6 passages")
     profile = replace(profile, num_passages=1, num_queries=1)
     cut = Workspace(profile, tmp_path).collection()
     assert len(cut.queries) == 1
@@ -92,7 +92,7 @@ def test_the_smoke_profile_has_300_passages_and_40_queries(tmp_path):
     space = Workspace.open("smoke", str(tmp_path))
     collection = space.collection()
     assert (len(collection.passages), len(collection.queries)) == (300, 40)
-    assert collection.pool.startswith("300 of ")
+    assert collection.scope.startswith("300 of ")
     assert collection.fingerprint == space.collection().fingerprint
     assert space.runs == tmp_path / "runs" / "docstrings"
     assert space.splits() == ["train", "dev", "test"]

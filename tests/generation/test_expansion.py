@@ -43,7 +43,7 @@ def test_without_the_original_a_passage_is_its_queries_alone(tiny_collection):
 
 
 def test_an_expanded_collection_says_what_it_was_made_of(tiny_collection):
-    first = expand(tiny_collection, QUERIES, 1).expanded
+    first = expand(tiny_collection, QUERIES, 1).expansion
     assert first["passages"] == tiny_collection.fingerprint
     assert (first["num_queries"], first["original"]) == (1, True)
     others = [
@@ -51,11 +51,11 @@ def test_an_expanded_collection_says_what_it_was_made_of(tiny_collection):
         expand(tiny_collection, {"d1": ["do masks"]}, 1),
         expand(tiny_collection, {"d1": ["do masks work"], "d3": ["why"]}, 1),
     ]
-    assert len({first["queries"], *(other.expanded["queries"] for other in others)}) == 4
-    assert expand(tiny_collection, {**QUERIES, "d1": ["do masks work"]}, 1).expanded == first
-    assert others[0].with_split("train").expanded == others[0].expanded
-    assert others[0].sample(3, 1).expanded == others[0].expanded
-    assert tiny_collection.expanded is None
+    assert len({first["queries"], *(other.expansion["queries"] for other in others)}) == 4
+    assert expand(tiny_collection, {**QUERIES, "d1": ["do masks work"]}, 1).expansion == first
+    assert others[0].with_split("train").expansion == others[0].expansion
+    assert others[0].sample(3, 1).expansion == others[0].expansion
+    assert tiny_collection.expansion is None
 
 
 def test_bm25_finds_a_document_by_a_word_that_only_its_query_has(tiny_collection, tmp_path):

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dpr.data.training_data import Example, TrainingData
+from dpr.data.examples import Example
+from dpr.data.training_data import TrainingData
 from dpr.evaluation.metrics import score_texts
 from dpr.generation.collator import IGNORED, GeneratorCollator, read_passages, token_loss
 from dpr.generation.decoding import Decoding
@@ -207,7 +208,7 @@ def test_what_cannot_be_trained_is_refused(generator, tmp_path):
     train_generator(generator, DATA, tmp_path / "c", replace(SHORT, num_steps=1))
     with pytest.raises(ValueError, match="holds a run with other settings: num_steps 1, not 2"):
         train_generator(generator, DATA, tmp_path / "c", replace(SHORT, num_steps=2))
-    run = json.loads((tmp_path / "c" / "run.json").read_text())
+    run = json.loads((tmp_path / "c" / "training.json").read_text())
     assert run["start"]["passage_max_length"] == 12
     with pytest.raises(ValueError, match="label_smoothing must be at least 0 and below 1, got 1"):
         GeneratorSettings(label_smoothing=1)

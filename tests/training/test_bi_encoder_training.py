@@ -23,7 +23,8 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import safe_globals
 
 from dpr.data.collection import Collection, Passage
-from dpr.data.training_data import Example, TrainingData
+from dpr.data.examples import Example
+from dpr.data.training_data import TrainingData
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 from dpr.training.bi_encoder import train
@@ -39,7 +40,7 @@ LENGTHS = {"pooling": "mean", "query_max_length": 6, "passage_max_length": 32}
 SHORT = {"num_steps": 6, "batch_size": 4, "num_negatives": 2, "learning_rate": 3e-3, "log_every": 1}
 MEASURED = ("step_s", "tokens_per_s", "memory_bytes", "eval_s")  # of the machine, not of the run
 LOGGED = ("loss", "in_batch_accuracy", "chance_loss", "grad_norm")
-RUN_FILES = ["history.csv", "history.jsonl", "model", "run.json", "tensorboard"]
+RUN_FILES = ["history.jsonl", "model", "tensorboard", "training.json"]
 
 # Trains as each line of its input tells it, in a child of its own, and answers how that ended.
 SERVER = """
@@ -50,9 +51,10 @@ import tensorboardX
 
 from dpr.data.collection import Collection, Passage
 from dpr.models.bi_encoder import BiEncoder
-from dpr.training.bi_encoder import search_pool
+from dpr.training.bi_encoder import search_validation
 from dpr.training.bi_encoder import train
-from dpr.data.training_data import Example, TrainingData
+from dpr.data.examples import Example
+from dpr.data.training_data import TrainingData
 from dpr.training.settings import TrainingSettings
 from killing import die_before
 
@@ -60,7 +62,7 @@ encoder = BiEncoder.from_pretrained(Path(sys.argv[1]), device="cpu", **json.load
 examples, passages, queries, qrels = json.loads(sys.argv[3])
 data = TrainingData("made", [Example(*example) for example in examples], passages)
 held_out = Collection("held", [Passage(d, "", text) for d, text in passages.items()], queries, qrels, "dev")
-search_pool(encoder, held_out)  # the metrics are compiled once for all children
+search_validation(encoder, held_out)  # the metrics are compiled once for all children
 gc.freeze()
 
 def run(order):
@@ -145,8 +147,8 @@ def made(relevant="good"):
         examples.append(Example(f"q{i}", f"{topic} are good for us", positives, negatives))
     queries = {f"v{i}": f"{topic} are good for them" for i, topic in enumerate(TOPICS[:6])}
     judged = {f"v{i}": {f"{relevant}{i}": 2, f"{relevant}{i + 6}": 1} for i in range(6)}
-    pool = [Passage(doc_id, "", text) for doc_id, text in passages.items()]
-    held_out = Collection("held", pool, queries, {"dev": judged}, "dev")
+    searched = [Passage(doc_id, "", text) for doc_id, text in passages.items()]
+    held_out = Collection("held", searched, queries, {"dev": judged}, "dev")
     return TrainingData("made", examples, passages), held_out
 
 
@@ -405,7 +407,7 @@ def test_half_precision_trains_close_to_full_and_leaves_no_trace(encoder, tmp_pa
 
 
 def ndcg_at_10(encoder, held_out):
-    """The mean nDCG@10 of the whole pool, by the definition."""
+    """The mean nDCG@10 of the whole collection, by the definition."""
     queries = encoder.encode_queries(list(held_out.queries.values()))
     passages = encoder.encode_passages([p.text for p in held_out.passages])
     unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (queries, passages)]
@@ -682,7 +684,7 @@ def test_killed_while_it_writes_its_description_it_begins_again(in_a_child, whol
         assert in_a_child(folder, kill_before=number) == "signal 9"
         if folder.exists() and any(folder.iterdir()):
             break
-    assert not (folder / "run.json").exists()
+    assert not (folder / "training.json").exists()
     assert in_a_child(folder) == "done"
     assert_alike(folder, whole_child)
 
@@ -812,7 +814,7 @@ def test_the_history_is_the_same_in_every_form(whole):
 
 def test_a_run_says_all_that_it_was_made_from_with_types(encoder, whole):
     data, held_out = made()
-    about = json.loads((whole / "run.json").read_text())
+    about = json.loads((whole / "training.json").read_text())
     assert about["settings"] == asdict(TrainingSettings(**{**SHORT, **LONG}))
     assert about["data"] == {"name": "made", "num_queries": 12, "fingerprint": data.fingerprint}
     start = {**asdict(encoder.config), "fingerprint": encoder.fingerprint}
@@ -820,7 +822,7 @@ def test_a_run_says_all_that_it_was_made_from_with_types(encoder, whole):
     assert about["validation"] == {
         "collection": "held",
         "split": "dev",
-        "pool": "full corpus",
+        "scope": "full corpus",
         "passages": held_out.fingerprint,
         "queries": held_out.queries_fingerprint,
     }
@@ -838,7 +840,7 @@ def test_the_model_card_says_data_settings_result_and_commit(encoder, whole):
     for part in (
         "# whole\n",
         "`tiny-bert` on `made` (12 queries)",
-        f"commit `{json.loads((whole / 'run.json').read_text())['commit']}`, 6 steps",
+        f"commit `{json.loads((whole / 'training.json').read_text())['commit']}`, 6 steps",
         "weights of step 2.",
         "Pooling mean, similarity cosine, queries cut at 6 tokens and passages at 32; 1 encoder.",
         f"| nDCG@10 | {best['eval_nDCG@10']:.4f} |",
@@ -887,8 +889,8 @@ def test_a_folder_with_another_run_is_refused_and_left_alone(
         encoder, changed = encoder.with_settings(**changed), {}
     if part == "validation" and "validation" in changed:  # which also needs another setting
         held_out, changed = None, {"eval_every": 0}
-        text = (folder / "run.json").read_text()
-        (folder / "run.json").write_text(text.replace('"eval_every": 2', '"eval_every": 0'))
+        text = (folder / "training.json").read_text()
+        (folder / "training.json").write_text(text.replace('"eval_every": 2', '"eval_every": 0'))
     before, settings = files(folder), TrainingSettings(**{**SHORT, **LONG, **changed})
     message = escape(f"{folder} holds a run with other {part}: ") + ".*" + escape(told)
     with pytest.raises(ValueError, match=message):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_data import data_of, numbered
 
-from dpr.data.training_data import Example
+from dpr.data.examples import Example
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 from dpr.training.collator import Collator

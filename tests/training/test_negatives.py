@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpr.data.examples import Example
 from dpr.data.text import normalise
-from dpr.data.training_data import Example, TrainingData
+from dpr.data.training_data import TrainingData
 from dpr.training.negatives import audit_negatives, jaccard, mine_negatives, shingles
 
 PASSAGES = {f"d{n}": f"text {n}" for n in range(10)}

@@ -23,7 +23,7 @@ ABOUT = {
         "query_max_length": 6,
         "passage_max_length": 32,
     },
-    "validation": {"collection": "held", "split": "dev", "pool": "full corpus"},
+    "validation": {"collection": "held", "split": "dev", "scope": "full corpus"},
     "tags": ["first try", "tiny"],
     "commit": "0123456789ab",
     "hardware": "a machine, 2 cores",
@@ -39,7 +39,7 @@ EVALUATION = {"eval_nDCG@10": 0.25, "eval_R@100": 1.0, "eval_loss": 2.0}
 def folder(tmp_path):
     """A run's folder with its description."""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text(json.dumps(ABOUT))
+    (tmp_path / "run" / "training.json").write_text(json.dumps(ABOUT))
     return tmp_path / "run"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpr.data.triples import from_collection
+from dpr.data.training_data import TrainingData
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 from dpr.training.bi_encoder import BiEncoderTrainer, Pair
@@ -18,7 +18,7 @@ from dpr.training.collator import Collator
 from dpr.training.dataset import TrainingSequence
 from dpr.training.losses import in_batch_negatives_loss
 from dpr.training.settings import TrainingSettings
-from dpr.training.trainer import mark_whole, remove_older, whole_checkpoints
+from dpr.training.trainer import mark_whole, remove_older, usable_checkpoint
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -51,7 +51,7 @@ def two(encoder) -> TwoEncoders:
 @pytest.fixture
 def data(tiny_collection):
     """Five queries, three of them with hard negatives, two of these with two."""
-    found = from_collection(tiny_collection.with_split("train"))
+    found = TrainingData.from_collection(tiny_collection.with_split("train"))
     texts = {passage.doc_id: passage.contents for passage in tiny_collection.passages}
     return found.with_negatives({"t1": ["d2", "d4"], "t2": ["d2", "d6"], "t3": ["d2"]}, texts)
 
@@ -229,7 +229,7 @@ def test_a_learning_rate_of_0_changes_no_weight(encoder, data, schedule):
 
 
 def plain_metrics(encoder, held_out):
-    """NDCG@10, RR@10 and R@100 over the whole pool, by their definitions."""
+    """NDCG@10, RR@10 and R@100 over the whole collection, by their definitions."""
     passages = encoder.encode_passages([passage.contents for passage in held_out.passages])
     passages = passages / np.linalg.norm(passages, axis=1, keepdims=True)
     found = []
@@ -246,7 +246,7 @@ def plain_metrics(encoder, held_out):
 
 def plain_eval_loss(encoder, held_out, size, temperature):
     """The mean over batches of each query's own passage's share among the passages of the batch."""
-    examples = from_collection(held_out)
+    examples = TrainingData.from_collection(held_out)
     sequence, losses = TrainingSequence(examples, size, len(examples.examples) // size, 0, 0), []
     for start in range(0, len(sequence), size):
         records = [sequence[i] for i in range(start, start + size)]
@@ -279,14 +279,14 @@ def test_an_evaluation_is_a_plain_search_and_a_plain_loss(
     assert found["eval_chance_loss"] == math.log(batch_size)
 
 
-def test_the_pool_is_the_same_for_every_batch_size_and_model_length(encoder, data, held_out):
-    pool = held_out.doc_ids
+def test_what_is_searched_is_the_same_for_every_batch_size_and_model_length(encoder, data, held_out):
+    doc_ids = held_out.doc_ids
     seen = []
     original = encoder.encode_blocks
     encoder.encode_blocks = lambda blocks, side: seen.append((side, len(blocks[0]))) or original(blocks, side)
     for batch_size in (2, 5):
         trainer(encoder, data, held_out, batch_size=batch_size).evaluate()
-    assert seen == [("passages", len(pool)), ("queries", 7)] * 2
+    assert seen == [("passages", len(doc_ids)), ("queries", 7)] * 2
 
 
 def test_an_evaluation_is_without_dropout(encoder, data, held_out):
@@ -325,8 +325,8 @@ def names(folder):
 
 def test_whole_checkpoints_come_oldest_first(tmp_path):
     paths = [write_checkpoint(tmp_path, step) for step in (9, 10, 100)]
-    assert whole_checkpoints(tmp_path) == (paths, [])
-    assert whole_checkpoints(tmp_path / "none") == ([], [])
+    assert usable_checkpoint(tmp_path) == (paths, [])
+    assert usable_checkpoint(tmp_path / "none") == ([], [])
 
 
 def test_a_mark_changes_nothing_else(tmp_path):
@@ -353,14 +353,14 @@ def test_a_damaged_checkpoint_is_told_with_what_is_wrong(tmp_path, name, content
         (second / name).unlink()
     else:
         (second / name).write_bytes(content)
-    assert whole_checkpoints(tmp_path) == ([first], [(second, reason)])
+    assert usable_checkpoint(tmp_path) == ([first], [(second, reason)])
 
 
 def test_a_checkpoint_is_as_whole_as_the_best_one_it_speaks_of(tmp_path):
     paths = {s: write_checkpoint(tmp_path, s, b) for s, b in ((1, 1), (2, 1), (3, 3), (4, 3), (5, 2))}
-    assert whole_checkpoints(tmp_path) == (list(paths.values()), [])
+    assert usable_checkpoint(tmp_path) == (list(paths.values()), [])
     (paths[1] / "model.safetensors").write_bytes(b"")
-    usable, damaged = whole_checkpoints(tmp_path)
+    usable, damaged = usable_checkpoint(tmp_path)
     assert usable == [paths[3], paths[4]]
     assert damaged == [
         (paths[1], "model.safetensors is damaged"),
@@ -390,4 +390,4 @@ def test_with_the_newest_damaged_the_one_before_can_still_be_gone_on_from(tmp_pa
     paths = [write_checkpoint(tmp_path, step, best) for step, best in ((2, 2), (4, 2), (6, 6))]
     remove_older(tmp_path, 6)
     (paths[2] / "model.safetensors").write_bytes(b"")
-    assert paths[1] in whole_checkpoints(tmp_path)[0]
+    assert paths[1] in usable_checkpoint(tmp_path)[0]

@@ -35,8 +35,8 @@ class Collection:
         all_queries: query_id → text, for every split.
         all_qrels: split name → judgements. Each judged query has a text.
         split: The split that `queries` and `qrels` give.
-        pool: What is searched, "full corpus" or what it was cut to.
-        expanded: What the passages were made from, where queries were appended to them; see `expand`.
+        scope: What is searched, "full corpus" or what it was cut to.
+        expansion: What the passages were made from, where queries were appended to them; see `expand`.
 
     Raises:
         ValueError: A doc_id given twice, a split that is not there, a judged query without text.
@@ -47,8 +47,8 @@ class Collection:
     all_queries: dict[str, str]
     all_qrels: dict[str, Qrels]
     split: str = "test"
-    pool: str = "full corpus"
-    expanded: Mapping[str, Any] | None = None
+    scope: str = "full corpus"
+    expansion: Mapping[str, Any] | None = None
 
     def __post_init__(self):
         if self.split not in self.all_qrels:
@@ -103,7 +103,7 @@ class Collection:
 
         Queries with a relevant passage are taken by the hash of their id; all their relevant
         passages stay, others fill up by the hash of theirs. Scores over a sample are not
-        comparable with the full corpus, so its `pool` says what it is.
+        comparable with the full corpus, so its `scope` says what it is.
 
         Args:
             num_passages: How many passages to keep; more where the relevant ones alone are more.
@@ -138,7 +138,7 @@ class Collection:
             {self.split: {q: {d: g for d, g in grades.items() if d in kept} for q, grades in qrels.items()}},
             self.split,
             f"{len(passages):,} of {len(self.passages):,} passages",
-            self.expanded,
+            self.expansion,
         )
 
 

@@ -6,20 +6,25 @@ from different packages.
 """
 
 import ast
+import json
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from dpr.data.collection import Collection, Passage, hold_out_dev
-from dpr.data.text import normalise
+from dpr.data.text import normalise, stable_hash
 from dpr.data.trec import Qrels
+from dpr.files import read_lines, write_text
 
 TEST_PACKAGES = ("networkx", "numpy", "sympy")
 TRAIN_PACKAGES = ("pandas", "scipy", "sklearn", "torch", "transformers")
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where a package is installed under another name
 MIN_QUERY_WORDS, MAX_QUERY_WORDS = 4, 40
 MIN_BODY_WORDS, MAX_BODY_WORDS = 20, 200
 
@@ -63,14 +68,15 @@ class Documented(NamedTuple):
     query: str
 
 
-def load_docstrings(split: str = "test") -> Collection:
+def load_docstrings(split: str = "test", kept_in: Path | None = None) -> Collection:
     """Build the collection from the packages installed here; other versions give other passages.
 
-    The first call in a process parses some 4,000 files, in about ten seconds.
+    Some 4,000 files are parsed, in about ten seconds, unless what was read of these very packages is kept.
 
     Args:
         split: `test` gives passages of `TEST_PACKAGES`; `train` and `dev` those of
             `TRAIN_PACKAGES`, less any with a query or text found in the test passages.
+        kept_in: The folder to keep in, and look in for, what was read; None to parse once a process.
 
     Returns:
         A collection in which each passage has a query: `qrels` grade 1 for the passages whose
@@ -82,12 +88,12 @@ def load_docstrings(split: str = "test") -> Collection:
     """
     if split not in ("train", "dev", "test"):
         raise ValueError(f"docstrings has no split {split!r}, only train, dev and test")
-    documented = _read_packages(TEST_PACKAGES)
+    documented = _read_packages(TEST_PACKAGES, kept_in)
     if split != "test":
         seen = {normalise(text) for item in documented for text in (item.query, item.passage.text)}
         documented = tuple(
             item
-            for item in _read_packages(TRAIN_PACKAGES)
+            for item in _read_packages(TRAIN_PACKAGES, kept_in)
             if seen.isdisjoint((normalise(item.query), normalise(item.passage.text)))
         )
     queries, qrels = judge(documented)
@@ -99,15 +105,24 @@ def load_docstrings(split: str = "test") -> Collection:
 
 
 @cache
-def _read_packages(names: tuple[str, ...]) -> tuple[Documented, ...]:
-    """Read some packages where they are installed, once a process."""
+def _read_packages(names: tuple[str, ...], kept_in: Path | None) -> tuple[Documented, ...]:
+    """Read some packages where they are installed, or what is kept of them, once a process."""
     folders = []
     for name in names:
         spec = find_spec(name)  # of a top-level package: looks for it and runs nothing
         if spec is None or spec.origin is None:
             raise FileNotFoundError(f"the docstrings collection needs the package {name}; install it")
         folders.append(Path(spec.origin).parent)
-    return tuple(item for folder in folders for item in read_package(folder))
+    if kept_in is None:
+        return tuple(item for folder in folders for item in read_package(folder))
+    installed = [f"{folder} {version(DISTRIBUTIONS.get(folder.name, folder.name))}" for folder in folders]
+    made_by = "\n".join([*installed, sys.version, Path(__file__).read_text(encoding="utf-8")])
+    path = kept_in / f"{'-'.join(names)}-{stable_hash(made_by)[:16]}.jsonl"
+    if not path.is_file():
+        read = (item for folder in folders for item in read_package(folder))
+        write_text(path, "".join(json.dumps([*item.passage, item.query]) + "\n" for item in read))
+    rows = (json.loads(line) for _, line in read_lines(path))
+    return tuple(Documented(Passage(*passage), query) for *passage, query in rows)
 
 
 def read_package(folder: Path | str) -> list[Documented]:

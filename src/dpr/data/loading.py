@@ -6,7 +6,7 @@ from pathlib import Path
 from dpr.data.beir import read_beir
 from dpr.data.collection import Collection
 from dpr.data.training_data import TrainingData
-from dpr.data.triples import from_collection, read_training_tsv
+from dpr.data.triples import read_training_tsv
 
 MARKERS = ("pyproject.toml", "notebooks")
 
@@ -24,7 +24,7 @@ def load_collection(name_or_folder: str | Path, split: str = "test") -> Collecti
     found in neither is downloaded into `data/`, checked against its published md5.
 
     Args:
-        name_or_folder: `docstrings` (embedded, nothing to download), a BEIR set (`scifact`,
+        name_or_folder: `docstrings` (from installed packages, nothing to download), a BEIR set (`scifact`,
             `nfcorpus`, `trec-covid`, …), or the path of a folder, from the current one or the
             repository's.
         split: `train`, `dev` or `test`. Where a set has no dev judgements, dev is a fixed fifth of
@@ -38,7 +38,7 @@ def load_collection(name_or_folder: str | Path, split: str = "test") -> Collecti
     if name_or_folder == "docstrings":
         from dpr.data.docstrings import load_docstrings
 
-        return load_docstrings(split)
+        return load_docstrings(split, project_root() / "data" / "docstrings")
     if isinstance(name_or_folder, Path) or os.sep in name or name.startswith("."):
         places = [Path(name), project_root() / name]
         folder = next((place for place in places if place.is_dir()), None)
@@ -79,7 +79,7 @@ def load_training_data(name_or_file: str | Path, max_bad_lines: int = 0) -> Trai
     Raises:
         FileNotFoundError: None of these.
         ValueError: A folder with another number of .tsv files; what `read_training_tsv`,
-            `from_collection` and `load_collection` refuse.
+            `TrainingData.from_collection` and `load_collection` refuse.
     """
     name = str(name_or_file)
     if name.endswith((".tsv", ".tsv.gz")):
@@ -87,7 +87,7 @@ def load_training_data(name_or_file: str | Path, max_bad_lines: int = 0) -> Trai
         return read_training_tsv(here if here.is_file() else there, max_bad_lines=max_bad_lines)
     collection, slash, split = name.rpartition("/")
     if slash:
-        return from_collection(load_collection(collection, split))
+        return TrainingData.from_collection(load_collection(collection, split))
     folder = find_data(name)
     if name == "msmarco-tiny" and (folder is None or not any(folder.glob("*.tsv"))):
         from dpr.data.download import download_msmarco_tiny

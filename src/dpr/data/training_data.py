@@ -11,47 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from dpr.data.collection import Collection, Passage
+from dpr.data.examples import Example, Mender, Preparation, gather_examples
 from dpr.data.text import normalise, query_key, stable_hash
-
-
-@dataclass(frozen=True)
-class Example:
-    """A query with what is known about passages for it.
-
-    Attributes:
-        query_id: The query's id; of a file, `q` and the line.
-        query: Its text.
-        positives: doc_id → grade, above 0, highest grades first.
-        negatives: doc_ids of passages given or mined as negatives, hardest first.
-    """
-
-    query_id: str
-    query: str
-    positives: Mapping[str, int]
-    negatives: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """What was done to the source on the way.
-
-    Attributes:
-        num_rows: Pairs of a query and a passage read.
-        bad_lines: The lines skipped, each with file, number and reason.
-        num_mended: Texts that ftfy changed.
-        mended: Some of them, as (before, after).
-        duplicate_queries: Queries that had come before; their passages went to the first.
-        duplicate_passages: Passages whose text, case and white space aside, an earlier one has.
-        dropped_queries: Training queries left out because they are evaluation queries too.
-    """
-
-    num_rows: int = 0
-    bad_lines: tuple[str, ...] = ()
-    num_mended: int = 0
-    mended: tuple[tuple[str, str], ...] = ()
-    duplicate_queries: int = 0
-    duplicate_passages: int = 0
-    dropped_queries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +55,34 @@ class TrainingData:
                     raise ValueError(
                         f"{self.name}: query {example.query_id} names {doc_id}, which has no text"
                     )
+
+    @classmethod
+    def from_collection(cls, collection: Collection) -> "TrainingData":
+        """Training data from the judgements of a collection's split.
+
+        Grades above 0 are positives, others negatives. Judged documents that the corpus lacks or that
+        have no text are left out, and queries that are left without a positive.
+
+        Args:
+            collection: With the split to train on, such as `train`.
+
+        Raises:
+            ValueError: The split `test`; nothing left.
+        """
+        if collection.split == "test":
+            raise ValueError(f"{collection.name}: the test split is for evaluation; train on another one")
+        mended = Mender()
+        judged = dict.fromkeys(doc_id for grades in collection.qrels.values() for doc_id in grades)
+        texts = {d: mended(collection.by_id[d].contents) for d in judged if d in collection.by_id}
+        passages = {doc_id: text for doc_id, text in texts.items() if text.strip()}
+        queries = {query_id: mended(text) for query_id, text in collection.queries.items()}
+        rows = [
+            (query_id, queries[query_id], doc_id, grade)
+            for query_id, grades in collection.qrels.items()
+            for doc_id, grade in grades.items()
+            if doc_id in passages
+        ]
+        return cls(f"{collection.name}/{collection.split}", *gather_examples(rows, passages, mended))
 
     @cached_property
     def text_keys(self) -> dict[str, str]:

@@ -9,7 +9,7 @@ from scipy import optimize, stats
 from dpr.data.trec import Qrels
 from dpr.evaluation.metrics import evaluate
 
-LEVEL, POWER = 0.05, 0.8  # of `smallest_difference`
+SHOWN_LEVEL, SHOWN_POWER = 0.05, 0.8  # what "would show" means in `smallest_difference`
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def smallest_difference(differences: np.ndarray) -> float:
     """The smallest true mean difference that a paired t-test would find four times in five.
 
-    Two-sided at `LEVEL`, with power `POWER`.
+    Two-sided at `SHOWN_LEVEL`, with power `SHOWN_POWER`.
 
     Args:
         differences: float array [Q], Q at least 2; their spread and number decide.
@@ -196,10 +196,10 @@ def smallest_difference(differences: np.ndarray) -> float:
     if num_queries < 2:
         raise ValueError(f"a spread needs at least 2 queries, got {num_queries}")
     degrees = num_queries - 1
-    critical = stats.t.ppf(1 - LEVEL / 2, degrees)
+    critical = stats.t.ppf(1 - SHOWN_LEVEL / 2, degrees)
 
     def missing_power(shift: float) -> float:  # the far tail adds less than 1e-5 and is left out
-        return stats.nct.sf(critical, degrees, shift) - POWER
+        return stats.nct.sf(critical, degrees, shift) - SHOWN_POWER
 
     shift = optimize.brentq(missing_power, 0.0, 2 * critical + 2)
     return float(shift * np.std(differences, ddof=1) / np.sqrt(num_queries))

@@ -5,16 +5,16 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import cached_property
 
 from transformers import TrainerCallback
 
 from dpr.data.collection import Collection
+from dpr.data.examples import Example
 from dpr.data.loading import find_data, load_collection, load_training_data
 from dpr.data.text import normalise, stable_hash
-from dpr.data.training_data import Example, TrainingData, merge
+from dpr.data.training_data import TrainingData, merge
 from dpr.data.trec import Run
-from dpr.data.triples import from_collection
 from dpr.evaluation.metrics import evaluate
 from dpr.experiments.results import Result, save_result
 from dpr.experiments.workspace import Workspace
@@ -22,9 +22,9 @@ from dpr.files import write_text
 from dpr.generation.decoding import Decoding
 from dpr.generation.generate import Generated, generate_queries, read_queries, write_queries
 from dpr.generation.generator import QueryGenerator
-from dpr.generation.training import describe_generator_run, train_generator
+from dpr.generation.training import TrainedGenerator, describe_generator_training, train_generator
 from dpr.search.bm25 import BM25, K1, B, Tuning
-from dpr.training.resume import FINISHED, IDENTITY, MODEL, keep_run, read_kept, training_minutes
+from dpr.training.resume import IDENTITY, Training, keep_training, read_kept_training
 from dpr.training.settings import GeneratorSettings
 
 
@@ -58,7 +58,7 @@ def generator_data(
         elif name.endswith("/train"):
             whole = load_collection(name.removesuffix("/train"), "train")
             evaluated += [whole.with_split(split) for split in whole.all_qrels if split != "train"]
-            part = from_collection(whole)
+            part = TrainingData.from_collection(whole)
         else:
             part = load_training_data(name)
             if len(part.examples) > most_queries:
@@ -70,22 +70,22 @@ def generator_data(
     return learn, select, [name for name in names if name not in there]
 
 
-def half_of(text: str) -> int:
-    """Which half of all passages a text belongs to, 0 or 1; copies, case and white space aside, to one.
+def fold_of(text: str) -> int:
+    """Which of two folds a text belongs to, 0 or 1; copies, case and white space aside, to the same one.
 
-    >>> half_of("Masks work."), half_of("masks  work."), half_of("Zinc helps.")
+    >>> fold_of("Masks work."), fold_of("masks  work."), fold_of("Zinc helps.")
     (1, 1, 0)
     """
     return int(stable_hash(normalise(text)), 16) % 2
 
 
-def learn_apart(
+def split_in_folds(
     collection: Collection, learn: TrainingData, select: TrainingData
 ) -> list[tuple[TrainingData, TrainingData]]:
-    """Split training data by halves of its passages, where it has passages of the collection.
+    """Split training data by folds of its passages, where it has passages of the collection.
 
     A generator that has learnt a passage's own training queries writes them again from memory. The first
-    one gets nothing of the passages whose `half_of` is 0, and so can write for those; the second of 1.
+    one gets nothing of the passages of fold 0, and so can write for those; the second nothing of fold 1.
 
     Args:
         collection: What will be expanded.
@@ -93,27 +93,28 @@ def learn_apart(
         select: What to select by.
 
     Returns:
-        For each half what to learn from, the other half, and what to select by, this one. Without a passage
+        For each fold what to learn from, the other fold's, and what to select by, its own. Without a passage
         in common one pair, as given.
 
     Raises:
-        ValueError: A half with nothing to learn from or to select by.
+        ValueError: A fold with nothing to learn from or to select by.
     """
-    expanded = {normalise(passage.contents) for passage in collection.passages}
-    if expanded.isdisjoint(map(normalise, learn.passages.values())):
+    to_expand = {normalise(passage.contents) for passage in collection.passages}
+    if to_expand.isdisjoint(map(normalise, learn.passages.values())):
         return [(learn, select)]
 
-    def part(data: TrainingData, half: int) -> TrainingData:
+    def part(data: TrainingData, fold: int) -> TrainingData:
         def keep(example: Example) -> dict[str, int]:
             positives = example.positives.items()
-            return {d: grade for d, grade in positives if half_of(data.passages[d]) == half}
+            return {d: grade for d, grade in positives if fold_of(data.passages[d]) == fold}
 
         return data.with_positives(keep)
 
-    return [(part(learn, 1 - half), part(select, half)) for half in (0, 1)]
+    return [(part(learn, 1 - fold), part(select, fold)) for fold in (0, 1)]
 
 
-class Writer:
+@dataclass(eq=False)
+class KeptGenerator:
     """A query generator that is trained once, and whose queries are written once and kept in `runs/`.
 
     The history lies in `runs/<collection>/training/<tag>.json`, queries in `runs/<collection>/queries/`;
@@ -122,64 +123,46 @@ class Writer:
 
     Args:
         space: Where to read and write; the model lies in `models/<data>/<tag>`.
-        tag: The run's name.
+        tag: The training's name.
         start: What is trained; it stays as it is.
         data: What to learn from.
         settings: How.
         validation: What to select by.
         callbacks: More of the Trainer's callbacks.
 
-    Attributes:
-        tag: The run's name.
-        history: What was logged in training, a mapping a line.
-        finished: Settings, fingerprints, steps and machine: `training.json` of the model.
-
     Raises:
         ValueError: What `train_generator` refuses.
     """
 
-    def __init__(
-        self,
-        space: Workspace,
-        tag: str,
-        start: QueryGenerator,
-        data: TrainingData,
-        settings: GeneratorSettings,
-        validation: TrainingData,
-        callbacks: Sequence[TrainerCallback] = (),
-    ):
-        self.tag, self._space = tag, space
-        self._run = start, data, settings, validation, callbacks
-        self._generator: QueryGenerator | None = None
-        path = space.runs / "training" / f"{tag}.json"
-        kept = read_kept(path, describe_generator_run(start, data, settings, validation, [tag]))
-        if kept is None:
-            self._train()
-            keep_run(path, self.finished, self.history)
-        else:
-            self.history: list[dict[str, Any]] = kept.pop("history")
-            self.finished: dict[str, Any] = kept
+    space: Workspace
+    tag: str
+    start: QueryGenerator
+    data: TrainingData
+    settings: GeneratorSettings
+    validation: TrainingData
+    callbacks: Sequence[TrainerCallback] = ()
 
-    def _train(self) -> None:
-        """Train, or read the finished model."""
-        start, data, settings, validation, callbacks = self._run
-        folder = self._space.model_folder(data.name, self.tag)
-        trained = train_generator(
-            start, data, folder, settings, validation=validation, tags=[self.tag], callbacks=callbacks
+    def __post_init__(self):
+        _ = self.training
+
+    @cached_property
+    def training(self) -> Training:
+        """Its history, and what it was made from."""
+        path = self.space.kept_training(self.tag)
+        record = describe_generator_training(
+            self.start, self.data, self.settings, self.validation, [self.tag]
         )
-        self._generator, self.history = trained.generator, trained.history
-        self.finished = json.loads((folder / MODEL / FINISHED).read_text(encoding="utf-8"))
+        kept = read_kept_training(path, record)
+        if kept is None:
+            keep_training(path, self._trained)
+        return kept or self._trained
 
-    @property
-    def minutes(self) -> float:
-        """What the training took, evaluations included."""
-        return training_minutes(self.history)
-
-    @property
-    def best(self) -> dict[str, float]:
-        """The evaluation of the checkpoint taken: loss, BLEU and ROUGE as `eval_…`."""
-        best_step = self.finished["best_step"]
-        return next(line for line in self.history if "eval_loss" in line and line["step"] == best_step)
+    @cached_property
+    def _trained(self) -> TrainedGenerator:
+        """The generator itself: trained, or read where that is finished."""
+        folder = self.space.model_folder(self.data.name, self.tag)
+        how = {"validation": self.validation, "tags": [self.tag], "callbacks": self.callbacks}
+        return train_generator(self.start, self.data, folder, self.settings, **how)
 
     def write(
         self, name: str, collection: Collection, decoding: Decoding, overflow: str = "truncate"
@@ -193,54 +176,51 @@ class Writer:
             overflow: As `generate_queries` takes it.
         """
         made_of = {
-            **{part: self.finished[part] for part in IDENTITY},
+            **{part: self.training.finished[part] for part in IDENTITY},
             "collection": collection.fingerprint,
             "decoding": asdict(decoding),
             "overflow": overflow,
-            "sampling_seed": self._space.profile.seeds[0],
+            "sampling_seed": self.space.profile.seeds[0],
         }
-        path = self._space.runs / "queries" / f"{self.tag}-{name}.jsonl.gz"
+        path = self.space.runs / "queries" / f"{self.tag}-{name}.jsonl.gz"
         about = path.with_name(f"{self.tag}-{name}.json")
         if path.is_file() and about.is_file():
             kept = json.loads(about.read_text(encoding="utf-8"))
             if kept["made_of"] == made_of:
                 return Generated(read_queries(path), kept["num_skipped"], kept["passages_per_s"])
-        if self._generator is None:
-            self._train()
         digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
-        folder = self._space.root / "build" / "queries" / digest
-        seed = made_of["sampling_seed"]
-        found = generate_queries(folder, self._generator, collection, decoding, seed=seed, overflow=overflow)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        about.unlink(missing_ok=True)  # never beside queries of another run
+        folder, seed = self.space.root / "build" / "queries" / digest, made_of["sampling_seed"]
+        generator = self._trained.generator
+        found = generate_queries(folder, generator, collection, decoding, seed=seed, overflow=overflow)
+        about.unlink(missing_ok=True)  # never beside queries made otherwise
         write_queries(path, found.queries)
         rest = {"num_skipped": found.num_skipped, "passages_per_s": found.passages_per_s}
         write_text(about, json.dumps({"made_of": made_of, **rest}, indent=1) + "\n")
         return found
 
 
-def write_apart(
-    writers: Sequence[Writer],
+def write_by_other_fold(
+    generators: Sequence[KeptGenerator],
     name: str,
     collection: Collection,
     decoding: Decoding,
     overflow: str = "truncate",
 ) -> Generated:
-    """Queries for a collection's passages, each by the writer that has not learnt from that passage.
+    """Queries for a collection's passages, each by the generator that has not learnt from that passage.
 
     Args:
-        writers: One, or two trained on what `learn_apart` gives, in that order.
-        name: As `Writer.write` takes it, like the rest.
+        generators: One, or two trained on what `split_in_folds` gives, in that order.
+        name: As `KeptGenerator.write` takes it, like the rest.
         collection: N passages.
         decoding: How.
         overflow: What becomes of a passage beyond the generator's length.
     """
-    if len(writers) == 1:
-        return writers[0].write(name, collection, decoding, overflow)
+    if len(generators) == 1:
+        return generators[0].write(name, collection, decoding, overflow)
     queries, skipped, seconds = {}, 0, 0.0
-    for half, writer in enumerate(writers):
-        passages = [p for p in collection.passages if half_of(p.contents) == half]
-        found = writer.write(name, replace(collection, passages=passages), decoding, overflow)
+    for fold, generator in enumerate(generators):
+        passages = [p for p in collection.passages if fold_of(p.contents) == fold]
+        found = generator.write(name, replace(collection, passages=passages), decoding, overflow)
         queries |= found.queries
         skipped += found.num_skipped
         seconds += len(found.queries) / found.passages_per_s
@@ -249,8 +229,8 @@ def write_apart(
 
 
 @dataclass(frozen=True)
-class Expanded:
-    """BM25 over an expanded collection.
+class TunedBM25:
+    """BM25 over an expanded collection, its k1 and b chosen on dev queries.
 
     Attributes:
         result: On the test queries.
@@ -267,7 +247,7 @@ class Expanded:
     index_bytes: int
 
 
-def search_expanded(
+def search_and_save_bm25(
     space: Workspace,
     collection: Collection,
     expanded: Collection,
@@ -278,8 +258,8 @@ def search_expanded(
     b_grid: Sequence[float],
     ablation: bool = True,
     written_by: str | None = None,
-) -> Expanded:
-    """Index expanded passages, tune k1 and b on dev, search the test queries, and keep the result.
+) -> TunedBM25:
+    """Index expanded passages, tune k1 and b on dev, search for the test queries, and write the result.
 
     The result is one over the original collection, whose documents are ranked; what was indexed is in its
     settings.
@@ -309,7 +289,7 @@ def search_expanded(
         dev = evaluate(asked.qrels, bm25.search(asked.queries, space.profile.depth, k1, b)).means
     start = time.perf_counter()
     run = Run(bm25.search(collection.queries, space.profile.depth, k1, b), tag)
-    config = {"k1": k1, "b": b, "expanded": expanded.expanded and dict(expanded.expanded)}
+    config = {"k1": k1, "b": b, "expansion": expanded.expansion and dict(expanded.expansion)}
     if written_by:
         config["written_by"] = written_by
     if tuning:
@@ -325,4 +305,4 @@ def search_expanded(
         index_bytes=bm25.num_bytes,
         ablation=ablation,
     )
-    return Expanded(result, run, tuning, dev, bm25.num_bytes)
+    return TunedBM25(result, run, tuning, dev, bm25.num_bytes)

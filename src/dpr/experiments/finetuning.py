@@ -1,15 +1,11 @@
-"""Fine-tuning for a notebook: negatives and validation pool of a profile, and runs made once and kept."""
+"""Fine-tuning for a notebook: negatives and validation queries of a profile, trainings made once and kept."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from transformers import TrainerCallback
 
 from dpr.data.collection import Collection
-from dpr.data.loading import load_collection
 from dpr.data.training_data import TrainingData
 from dpr.experiments.plots import plot_training
 from dpr.experiments.results import Result, load_result
@@ -17,12 +13,12 @@ from dpr.experiments.workspace import Workspace
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 from dpr.search.bm25 import BM25
-from dpr.training.bi_encoder import describe_run, train
+from dpr.training.bi_encoder import describe_training, train
 from dpr.training.negatives import Mined, mine_negatives
-from dpr.training.resume import FINISHED, MODEL, keep_run, read_kept, training_minutes
+from dpr.training.resume import Training, keep_training, read_kept_training
 from dpr.training.settings import TrainingSettings
 
-POOL_DEPTH = 3  # BM25's first hits of each validation query that the pool holds
+HARD_DEPTH = 3  # BM25's first hits of each validation query that `validation_sample` keeps
 
 
 @dataclass(frozen=True)
@@ -31,18 +27,11 @@ class FineTuned:
 
     Attributes:
         result: On the test queries.
-        history: What was logged in training, a mapping a line; see `dpr.training.bi_encoder.Trained`.
-        finished: Settings, fingerprints, steps and machine: `training.json` of the model.
+        training: Its history, and what it was made from.
     """
 
     result: Result
-    history: list[dict[str, Any]]
-    finished: dict[str, Any]
-
-    @property
-    def minutes(self) -> float:
-        """What the training took, evaluations included."""
-        return training_minutes(self.history)
+    training: Training
 
 
 def bm25_negatives(
@@ -59,7 +48,7 @@ def bm25_negatives(
     Returns:
         What was mined, and the corpus as doc_id → text.
     """
-    corpus = load_collection(space.profile.collection, "train")
+    corpus = space.splits()["train"]
     bm25 = BM25.build(corpus, space.index_folder(corpus))
     run = bm25.search({example.query_id: example.query for example in data.examples}, depth)
     passages = {passage.doc_id: passage.contents for passage in corpus.passages}
@@ -67,7 +56,7 @@ def bm25_negatives(
     return mined, passages
 
 
-def validation_pool(space: Workspace, validation: Collection, size: int | None = None) -> Collection:
+def validation_sample(space: Workspace, validation: Collection, size: int | None = None) -> Collection:
     """A small collection to select by: relevant, hard and random passages.
 
     Args:
@@ -78,13 +67,13 @@ def validation_pool(space: Workspace, validation: Collection, size: int | None =
     Returns:
         The queries with all that is relevant to them, BM25's first hits, and others at random.
     """
-    size, num_queries = size or space.profile.pool_size, space.profile.pool_queries
+    size, num_queries = size or space.profile.validation_passages, space.profile.validation_queries
     bm25 = BM25.build(validation, space.index_folder(validation))
-    hits = bm25.search(validation.sample(1, num_queries).queries, POOL_DEPTH)
+    hits = bm25.search(validation.sample(1, num_queries).queries, HARD_DEPTH)
     return validation.sample(size, num_queries, keep={doc_id for found in hits.values() for doc_id in found})
 
 
-def fine_tune(
+def train_and_search(
     space: Workspace,
     tag: str,
     encoder: BiEncoder | TwoEncoders,
@@ -96,7 +85,7 @@ def fine_tune(
     notebook: str,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> FineTuned:
-    """Train, search the test queries, and keep both in `runs/`; or read what is kept of the same run.
+    """Train, search for the test queries, and write both to `runs/`; or read what is kept of the same.
 
     The model lies in `models/<data>/<tag>`. It is trained at the profile's `training_length` and
     searches at its `passage_max_length`.
@@ -116,15 +105,18 @@ def fine_tune(
         ValueError: What `train` refuses.
     """
     start = _with_passage_length(encoder, space.profile.training_length)
-    described = describe_run(start, data, settings, validation, [tag])
-    kept = space.runs / "training" / f"{tag}.json"
-    found = _read_kept(kept, described, collection)
-    if found is not None:
-        return found
+    path = space.kept_training(tag)
+    kept = read_kept_training(path, describe_training(start, data, settings, validation, [tag]))
+    if kept is not None:
+        result = load_result(space.runs, tag)
+        used = {"passages": collection.fingerprint, "queries": collection.queries_fingerprint}
+        model = result.metadata["config"]["model"]
+        if result.metadata["fingerprints"] == used and model == kept.finished["searched"]:
+            return FineTuned(result, kept)
     folder = space.model_folder(data.name, tag)
     trained = train(start, data, folder, settings, validation=validation, tags=[tag], callbacks=callbacks)
     ready = _with_passage_length(trained.encoder, space.profile.passage_max_length)
-    _, result = space.search_dense(
+    _, result = space.search_and_save(
         ready,
         collection,
         tag,
@@ -133,9 +125,8 @@ def fine_tune(
         seed=settings.seed,
         trained_on=f"{len(data.examples):,} queries of {data.name}",
     )
-    finished = json.loads((trained.folder / MODEL / FINISHED).read_text(encoding="utf-8"))
-    keep_run(kept, finished, trained.history, searched=result.metadata["config"]["model"])
-    return FineTuned(result, trained.history, finished)
+    keep_training(path, trained, searched=result.metadata["config"]["model"])
+    return FineTuned(result, trained)
 
 
 def _with_passage_length(encoder: BiEncoder | TwoEncoders, length: int) -> BiEncoder | TwoEncoders:
@@ -145,24 +136,11 @@ def _with_passage_length(encoder: BiEncoder | TwoEncoders, length: int) -> BiEnc
     return encoder.with_settings(passage_max_length=length)
 
 
-def _read_kept(kept: Path, described: Mapping[str, Any], collection: Collection) -> FineTuned | None:
-    """The run, where the files are of this one and its result is of this collection."""
-    finished = read_kept(kept, described)
-    if finished is None:
-        return None
-    result = load_result(kept.parents[1], kept.stem)
-    used = {"passages": collection.fingerprint, "queries": collection.queries_fingerprint}
-    searched, history = finished.pop("searched"), finished.pop("history")
-    if result.metadata["fingerprints"] != used or result.metadata["config"]["model"] != searched:
-        return None
-    return FineTuned(result, history, finished)
-
-
 class LiveCurves(TrainerCallback):
-    """A figure of the run so far, drawn again in its place at each evaluation.
+    """A figure of the training so far, drawn again in its place at each evaluation.
 
     Args:
-        metric: Of the validation pool; one that is evaluated.
+        metric: The validation metric to draw; one that is evaluated.
         title: The figure's.
     """
 

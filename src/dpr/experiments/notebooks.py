@@ -22,13 +22,15 @@ from dpr.files import atomic_path
 from dpr.provenance import hardware
 
 PARAMETER = re.compile(r"^([A-Z][A-Z0-9_]*)(\s*=\s*)(.+?)(\s*#.*)?$")
+# What each takes on `sample`, two quiet cores: to say how long the rest of them will take
+SAMPLE_SECONDS = {"01": 15, "02": 30, "03": 40, "04": 120, "05": 70, "06": 120, "07": 15}
 RENDERED = re.compile(r"^\*Rendered .*\*$", re.MULTILINE)
 
 
 def set_parameters(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> None:
     """Put values into the cell tagged `parameters`, in place.
 
-    Written there, not in a cell added behind it, so that a rendered notebook is what a reader runs.
+    Written there, not in a cell added behind it, so that a rendered notebook is what a reader executes.
 
     Args:
         notebook: With one cell tagged `parameters`, of lines `NAME = literal  # comment`.
@@ -62,7 +64,7 @@ def set_parameters(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> N
 def clean(notebook: nbformat.NotebookNode, note: str) -> None:
     """Leave only what a reader needs in the outputs, in place.
 
-    Progress bars and other standard error, widgets, timings and run records go; the line
+    Progress bars and other standard error, widgets, timings and records of the execution go; the line
     `*Rendered …*` of the first cell says `note`.
     """
     first = notebook.cells[0]
@@ -78,12 +80,12 @@ def clean(notebook: nbformat.NotebookNode, note: str) -> None:
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
 
 
-def run_notebook(path: Path, target: Path, parameters: dict[str, Any]) -> float:
-    """Run a notebook in a fresh kernel and write it, cleaned, to `target`.
+def execute_notebook(path: Path, target: Path, parameters: dict[str, Any]) -> float:
+    """Execute a notebook in a fresh kernel and write it, cleaned, to `target`.
 
     Args:
         path: The notebook.
-        target: Where the result goes; after an error, what ran so far goes beside it as
+        target: Where the result goes; after an error, what was executed so far goes beside it as
             `<name>.failed.ipynb`.
         parameters: Name → literal, put in its parameters cell.
 
@@ -125,7 +127,7 @@ def run_notebook(path: Path, target: Path, parameters: dict[str, Any]) -> float:
 
 
 def extract_figures(notebook: Path, folder: Path) -> list[Path]:
-    """Write each image of a run notebook to `folder/<notebook>-<n>.png` and say where."""
+    """Write each image of an executed notebook to `folder/<notebook>-<n>.png` and say where."""
     outputs = [o for cell in nbformat.read(notebook, as_version=4).cells for o in cell.get("outputs", [])]
     images = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
     paths = []
@@ -136,14 +138,14 @@ def extract_figures(notebook: Path, folder: Path) -> list[Path]:
     return paths
 
 
-def run_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
-    """Run all notebooks in order: `run` and `runs` into build/<profile>, `render` in place.
+def execute_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
+    """Execute all notebooks in order, saying about how long the rest will take.
 
     Args:
-        command: `run` keeps everything in build/<profile>; `runs` writes run files to runs/ and the
+        command: `execute` keeps everything in build/<profile>; `runs` writes run files to runs/ and the
             notebooks to build/<profile>; `render` writes both over the committed files.
         profile: As `get_profile` takes it.
-        only: Numbers of the notebooks to run, as `02`; empty for all.
+        only: Numbers of the notebooks to execute, as `02`; empty for all.
 
     Raises:
         ValueError: An unknown profile.
@@ -157,18 +159,21 @@ def run_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
     build = root / "build" / Path(profile).name
     if os.environ.get("DPR_DATA_DIR"):  # kernels start in notebooks/
         os.environ["DPR_DATA_DIR"] = str(Path(os.environ["DPR_DATA_DIR"]).resolve())
-    figures = []
-    for path in paths:
+    figures, took, expected = [], 0.0, 0.0
+    for number, path in enumerate(paths, start=1):
         target = path if command == "render" else build / "notebooks" / path.name
         print(f"{path.name} on {profile} …", flush=True)
-        output = str(build) if command == "run" else ""
-        if command == "render":
-            seconds = run_notebook(path, target, {"PROFILE": profile})
-        else:
-            seconds = run_notebook(path, target, {"PROFILE": profile, "OUTPUT": output})
+        parameters = {"PROFILE": profile}
+        if command != "render":
+            parameters["OUTPUT"] = str(build) if command == "execute" else ""
+        seconds = execute_notebook(path, target, parameters)
+        if command != "render":
             figures += extract_figures(target, build / "figures")
-        print(f"{path.name} done in {seconds:.0f} s", flush=True)
-    if command == "run":
+        took, expected = took + seconds, expected + SAMPLE_SECONDS.get(path.name[:2], 0)
+        rest = sum(SAMPLE_SECONDS.get(p.name[:2], 0) for p in paths[number:]) * took / max(expected, 1)
+        left = f", about {rest / 60:.1f} min left" if rest and profile == "sample" else ""
+        print(f"{path.name} done in {seconds:.0f} s ({number} of {len(paths)}){left}", flush=True)
+    if command == "execute":
         from dpr.experiments.report import results_table
 
         for folder in sorted((build / "runs").iterdir()):
@@ -180,12 +185,12 @@ def run_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; see `make help` for its usual calls."""
     parser = argparse.ArgumentParser(prog="python -m dpr.experiments.notebooks", description=__doc__)
-    parser.add_argument("command", choices=["run", "render", "runs"])
+    parser.add_argument("command", choices=["execute", "render", "runs"])
     parser.add_argument("--profile", required=True)
-    parser.add_argument("--only", nargs="*", default=[], help="numbers of the notebooks to run, as 02")
+    parser.add_argument("--only", nargs="*", default=[], help="numbers of the notebooks to execute, as 02")
     given = parser.parse_args(arguments)
     try:
-        run_all(given.command, given.profile, given.only)
+        execute_all(given.command, given.profile, given.only)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 

@@ -228,8 +228,8 @@ def plot_by_number(
 def plot_loss_and_metric(
     histories: Mapping[str, Sequence[Mapping[str, float]]], metric: str, title: str
 ) -> Plot:
-    """Each evaluation of some runs as a point: validation loss across, the metric of the pool up."""
-    figure, axes = _axes(title, "validation loss", f"{metric} of the pool")
+    """Each evaluation of some runs as a point: validation loss across, the validation metric up."""
+    figure, axes = _axes(title, "validation loss", f"{metric} in validation")
     for (name, history), colour in zip(histories.items(), COLOURS, strict=False):
         found = [line for line in history if "eval_loss" in line]
         losses, values = ([line[field] for line in found] for field in ("eval_loss", f"eval_{metric}"))

@@ -59,8 +59,8 @@ class Profile:
         training: How the bi-encoder is fine-tuned, apart from the seed.
         training_length: Tokens a passage is cut at in training; shorter than in search it is quicker.
         hard_negatives: Whether BM25's finds are hard negatives; a set of triples keeps its own.
-        pool_size: Passages of the pool that validation searches; more where the relevant ones are more.
-        pool_queries: Validation queries that search it.
+        validation_passages: Passages that validation searches; more where the relevant ones are more.
+        validation_queries: Queries that it searches for.
         factors: Whether fine-tuning is also varied by one factor at a time, which takes an hour on a CPU.
         triples: Triples about other texts to train on too, for search without any of the collection's
             own judgements; used where the data folder has them.
@@ -84,8 +84,8 @@ class Profile:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     training_length: int = 128
     hard_negatives: bool = True
-    pool_size: int = 1000
-    pool_queries: int = 200
+    validation_passages: int = 1000
+    validation_queries: int = 200
     factors: bool = False
     triples: str | None = None
     writing: QueryWriting = field(default_factory=QueryWriting)
@@ -99,8 +99,8 @@ class Profile:
             "query_max_length",
             "passage_max_length",
             "training_length",
-            "pool_size",
-            "pool_queries",
+            "validation_passages",
+            "validation_queries",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"profile {self.name}: {name} must be at least 1, got {getattr(self, name)}")
@@ -138,8 +138,8 @@ PROFILES = {
             "docstrings",
             training=TrainingSettings(num_steps=30, eval_every=10, dropout=0.0),
             training_length=96,
-            pool_size=300,
-            pool_queries=100,
+            validation_passages=300,
+            validation_queries=100,
             passage_max_length=128,
             writing=QueryWriting(
                 held_out=60,
@@ -159,8 +159,8 @@ PROFILES = {
             "docstrings",
             training=TrainingSettings(num_steps=4, batch_size=8, eval_every=2, log_every=1, dropout=0.0),
             training_length=32,
-            pool_size=50,
-            pool_queries=10,
+            validation_passages=50,
+            validation_queries=10,
             factors=True,
             passage_max_length=64,
             writing=QueryWriting(
@@ -185,8 +185,8 @@ PROFILES = {
                 num_epochs=5, eval_every=20, log_every=5, dropout=0.0, precision="bfloat16"
             ),
             training_length=200,
-            pool_size=600,
-            pool_queries=100,
+            validation_passages=600,
+            validation_queries=100,
             factors=True,
             triples="squad-triples",
             writing=SMALL_WRITING,
@@ -207,7 +207,7 @@ PROFILES = {
             ),
             training_length=200,
             hard_negatives=False,
-            pool_queries=100,
+            validation_queries=100,
             triples="squad-triples",
             writing=SMALL_WRITING,
         ),

@@ -47,7 +47,7 @@ def results_table(folder: Path) -> str:
 def _row(result: Result) -> str:
     """One system's line."""
     means, theirs = result.evaluation.means, published(result.collection, result.system)
-    full = result.metadata["pool"] == "full corpus"
+    full = result.metadata["scope"] == "full corpus"
     values = " | ".join(f"{means[metric]:.4f}" for metric in COLUMNS)
     seeds = [found[COLUMNS[0]] for found in result.metadata.get("seeds", {}).values()]
     if seeds:
@@ -66,11 +66,11 @@ def _row(result: Result) -> str:
 
 
 def _caption(results: dict[str, Result]) -> str:
-    """What the numbers of a table are: queries, pool, depth, hardware and what they can prove."""
+    """What the numbers of a table are: queries, scope, depth, hardware and what they can prove."""
     metadata = next(iter(results.values())).metadata
     depth = " or ".join(str(d) for d in sorted({r.metadata["depth"] for r in results.values()}))
     caption = (
-        f"{metadata['num_queries']} {metadata['split']} queries, {metadata['pool']}, "
+        f"{metadata['num_queries']} {metadata['split']} queries, {metadata['scope']}, "
         f"depth {depth}, {', '.join(sorted({r.metadata['hardware'] for r in results.values()}))}. "
         "Queries/s: all at once, encoding them included."
     )
@@ -150,7 +150,7 @@ def draw(root: Path) -> None:
     ):
         results = load_results(root / "runs" / name)
         values = {s: np.array(list(r.evaluation.per_query["nDCG@10"].values())) for s, r in results.items()}
-        full = [s for s, r in results.items() if r.metadata["pool"] == "full corpus"]
+        full = [s for s, r in results.items() if r.metadata["scope"] == "full corpus"]
         theirs = {s: published(name, s).value for s in full if published(name, s)}
         plot_systems(values, theirs, "nDCG@10, mean and 95 % interval", title, axes)
     with atomic_path(root / FIGURE) as temporary:

@@ -59,7 +59,7 @@ def save_result(
     Args:
         folder: `runs/<collection>`; made where missing.
         run: At its full depth; its tag names the system.
-        collection: What was searched; its split, pool and fingerprints are recorded.
+        collection: What was searched; its split, scope and fingerprints are recorded.
         notebook: The notebook that made it, without ending.
         config: The system's settings and, for a model, its fingerprint; JSON values.
         depth: Hits asked for.
@@ -76,7 +76,7 @@ def save_result(
         "system": run.tag,
         "collection": collection.name,
         "split": collection.split,
-        "pool": collection.pool,
+        "scope": collection.scope,
         "depth": depth,
         "config": dict(config),
         "fingerprints": {"passages": collection.fingerprint, "queries": collection.queries_fingerprint},

@@ -4,6 +4,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from dpr.data.collection import Collection
 from dpr.data.loading import load_collection, load_training_data, project_root
 from dpr.data.training_data import TrainingData, as_collection
 from dpr.data.trec import Run
-from dpr.data.triples import from_collection
 from dpr.experiments.profiles import Profile, get_profile
 from dpr.experiments.results import Result, save_result
 from dpr.models.bi_encoder import BiEncoder
@@ -45,18 +45,13 @@ class Workspace:
         """
         return cls(get_profile(profile), Path(output) if output else project_root())
 
+    def splits(self) -> dict[str, Collection]:
+        """The whole collection by split, its passages read once."""
+        return _splits(self.profile.collection)
+
     def collection(self, split: str = "test") -> Collection:
         """The profile's collection, cut to the profile's size."""
-        whole = load_collection(self.profile.collection, split)
-        if self.profile.num_passages is None:
-            return whole
-        return whole.sample(self.profile.num_passages, self.profile.num_queries or len(whole.queries))
-
-    def splits(self) -> list[str]:
-        """The splits that the collection has."""
-        if self.profile.collection == "docstrings":  # its test part has passages of its own
-            return ["train", "dev", "test"]
-        return list(load_collection(self.profile.collection).all_qrels)
+        return _cut(self.profile, split)
 
     def training_data(self, training_set: str | None = None) -> tuple[TrainingData, Collection]:
         """What to train on, without the queries of the dev and test splits, and what to select by.
@@ -66,12 +61,11 @@ class Workspace:
 
         Returns:
             The data, and the dev split whole; of a set of triples 200 queries (a fifth, where it is
-            small) are held out of the data in its place, to be searched over all of its passages.
+            small) are held out of the data in its place, to be searched for over all of its passages.
         """
-        training_set = training_set or self.profile.training_set
-        splits = {split: load_collection(self.profile.collection, split) for split in self.splits()}
+        training_set, splits = training_set or self.profile.training_set, self.splits()
         own = training_set == "train"
-        data = from_collection(splits["train"]) if own else load_training_data(training_set)
+        data = TrainingData.from_collection(splits["train"]) if own else load_training_data(training_set)
         data = data.without_queries(*(splits[split] for split in splits if split != "train"))
         if own:
             return data, splits["dev"]
@@ -89,8 +83,12 @@ class Workspace:
         return self.root / "models"
 
     def model_folder(self, training_set: str, tag: str) -> Path:
-        """Where a training run lies, by the name of its data and its own: `models/<data>/<tag>`."""
+        """Where a training lies, by the name of its data and its own: `models/<data>/<tag>`."""
         return self.models / training_set.replace("/", "-") / tag
+
+    def kept_training(self, tag: str) -> Path:
+        """The file with what lasts of a training: `runs/<collection>/training/<tag>.json`."""
+        return self.runs / "training" / f"{tag}.json"
 
     def index_folder(self, collection: Collection) -> Path:
         """Where the Lucene index of these passages lies."""
@@ -116,7 +114,7 @@ class Workspace:
         folder = self.root / "build" / "vectors" / name
         return encode_collection(folder, encoder, collection, poolings=poolings, overflow=overflow)
 
-    def search_dense(
+    def search_and_save(
         self,
         encoder: BiEncoder | TwoEncoders,
         collection: Collection,
@@ -129,9 +127,9 @@ class Workspace:
         seed: int | None = None,
         trained_on: str | None = None,
     ) -> tuple[Run, Result]:
-        """Search a collection exhaustively with an encoder, and keep the result in `runs/`.
+        """Search a collection exhaustively with an encoder, and write the result to `runs/`.
 
-        The seconds kept are those of encoding the queries and searching.
+        The seconds written are those of encoding the queries and searching.
 
         Args:
             encoder: Its pooling and similarity are used.
@@ -172,6 +170,28 @@ class Workspace:
             seed=seed,
         )
         return run, result
+
+
+@cache
+def _splits(collection: str) -> dict[str, Collection]:
+    """The whole collection by split, read once a process."""
+    if collection == "docstrings":  # its test part has passages of its own
+        train = load_collection(collection, "train")
+        return {"train": train, "dev": train.with_split("dev"), "test": load_collection(collection)}
+    whole = load_collection(collection)
+    return {split: whole.with_split(split) for split in whole.all_qrels}
+
+
+@cache
+def _cut(profile: Profile, split: str) -> Collection:
+    """A split of the profile's collection, cut to the profile's size once a process."""
+    splits = _splits(profile.collection)
+    if split not in splits:
+        raise ValueError(f"{profile.collection} has no split {split!r}, only {sorted(splits)}")
+    if profile.num_passages is None:
+        return splits[split]
+    whole = splits[split]
+    return whole.sample(profile.num_passages, profile.num_queries or len(whole.queries))
 
 
 def environment() -> list[tuple[str, str]]:

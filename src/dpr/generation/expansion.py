@@ -161,7 +161,7 @@ def expand(
             without queries is empty.
 
     Returns:
-        The same documents, queries and judgements; `expanded` says from what it was made.
+        The same documents, queries and judgements; `expansion` says from what it was made.
 
     Raises:
         ValueError: Queries for documents that are not in the collection; a number below 1.
@@ -185,7 +185,7 @@ def expand(
         "num_queries": num_queries,
         "original": original,
     }
-    return replace(collection, passages=passages, expanded=made_of)
+    return replace(collection, passages=passages, expansion=made_of)
 
 
 @dataclass(frozen=True)

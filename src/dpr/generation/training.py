@@ -6,23 +6,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
-from dpr.data.text import query_key
 from dpr.data.training_data import TrainingData
 from dpr.evaluation.metrics import score_texts
 from dpr.generation.collator import IGNORED, GeneratorCollator, token_loss
 from dpr.generation.decoding import Decoding
 from dpr.generation.generator import SETTINGS, QueryGenerator
-from dpr.training.dataset import Record, TrainingSequence
-from dpr.training.resume import MODEL, finish_run, run_record
+from dpr.training.dataset import Record
+from dpr.training.resume import MODEL, Training, check_training, train_or_resume, training_record
 from dpr.training.settings import PASSAGE_GAIN, GeneratorSettings
-from dpr.training.tracking import Kind
-from dpr.training.trainer import RunTrainer, training_arguments
+from dpr.training.tracking import ModelKind
+from dpr.training.trainer import LoggedTrainer, prepare_steps, set_dropout, training_arguments
 
 
-class GeneratorTrainer(RunTrainer):
+class GeneratorTrainer(LoggedTrainer):
     """The Trainer over a `TrainingSequence` of passages and queries.
 
     Args:
@@ -43,17 +41,9 @@ class GeneratorTrainer(RunTrainer):
         validation: TrainingData | None = None,
     ):
         on_cpu = generator.model.device.type == "cpu"
-        how = (settings.seed, 0, settings.queries_per_passage)
-        steps_per_epoch = (
-            TrainingSequence(data, settings.batch_size, 1, *how).batches_per_epoch / settings.accumulation
-        )
-        steps = settings.num_steps or max(1, round(settings.num_epochs * steps_per_epoch))
-        sequence = TrainingSequence(data, settings.batch_size, steps * settings.accumulation, *how)
+        sequence, steps, steps_per_epoch = prepare_steps(settings, data, 0)
         self.generator, self.validation = generator, validation
-        if settings.dropout is not None:
-            for module in generator.model.modules():
-                if isinstance(module, torch.nn.Dropout):
-                    module.p = settings.dropout
+        set_dropout(generator.model, settings.dropout)
         arguments = training_arguments(settings, folder, steps, on_cpu, validation is not None)
         read_in = None
         if not settings.train_encoder:
@@ -114,21 +104,15 @@ class GeneratorTrainer(RunTrainer):
 
 
 @dataclass(frozen=True)
-class TrainedGenerator:
-    """A finished run.
+class TrainedGenerator(Training):
+    """A finished training of a generator.
 
     Attributes:
         generator: The best checkpoint by the validation metric; the last weights without validation. It
             writes in the precision of its training.
-        history: What was logged, a mapping a line, in order; evaluations have `eval_…` fields.
-        best_step: The step `generator` is of.
-        folder: Where all of it lies.
     """
 
     generator: QueryGenerator
-    history: list[dict[str, Any]]
-    best_step: int
-    folder: Path
 
 
 def train_generator(
@@ -141,69 +125,62 @@ def train_generator(
     tags: Sequence[str] = (),
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainedGenerator:
-    """Train a copy of a generator, or go on with or read the run that `folder` holds.
+    """Train a copy of a generator, or go on with or read the training that `folder` holds.
 
     Args:
         generator: Where to start; it stays as it is.
         data: Queries with the passages that answer them; negatives play no part.
-        folder: The run's own folder, as in `dpr.training.bi_encoder.train`.
+        folder: The training's own folder, as in `dpr.training.bi_encoder.train`.
         settings: How.
         validation: Held-out queries to select by, such as the second part of `TrainingData.split`.
-        tags: Words to find the run by.
+        tags: Words to find the training by.
         callbacks: More of the Trainer's callbacks.
 
     Raises:
-        ValueError: `folder` holds another run; a validation query is also a training query; evaluations
-            asked for without `validation`; what `TrainingSequence` refuses; a loss that is not finite.
+        ValueError: `folder` holds another training; a validation query is also a training query;
+            evaluations asked for without `validation`; what `TrainingSequence` refuses; a loss that is not
+            finite.
     """
-    folder = Path(folder)
-    if validation is None and (settings.eval_every or settings.patience):
-        raise ValueError("eval_every and patience need validation, queries to evaluate on")
-    if validation is not None:
-        asked = {query_key(example.query) for example in validation.examples}
-        both = [e.query for e in data.examples if query_key(e.query) in asked]
-        if both:
-            raise ValueError(f"{len(both)} training queries are validation queries too, first {both[0]!r}")
-    config = generator.config
-    kind = Kind(
-        "A query generator",
-        f"It reads {config.passage_max_length} tokens of a passage; queries are cut at "
-        f"{config.query_max_length}.",
-        "transformers",
-        "text2text-generation",
-    )
+    folder, config = Path(folder), generator.config
+    check_training(settings, data, validation and [e.query for e in validation.examples], tags)
     trained = copy.deepcopy(generator)
-    history, finished = finish_run(
+    training = train_or_resume(
         folder,
-        describe_generator_run(generator, data, settings, validation, tags),
+        describe_generator_training(generator, data, settings, validation, tags),
         lambda checkpoints: GeneratorTrainer(trained, data, checkpoints, settings, validation),
         trained.save,
-        (SETTINGS,),
-        kind,
+        ModelKind(
+            "A query generator",
+            f"It reads {config.passage_max_length} tokens of a passage; queries are cut at "
+            f"{config.query_max_length}.",
+            "transformers",
+            "text2text-generation",
+            (SETTINGS,),
+        ),
         callbacks,
     )
     device, precision = str(generator.model.device), settings.precision or generator.precision
     best = QueryGenerator.from_pretrained(folder / MODEL, device=device, precision=precision)
     best.name = folder.name
-    return TrainedGenerator(best, history, finished["best_step"], folder)
+    return TrainedGenerator(**vars(training), generator=best)
 
 
-def describe_generator_run(
+def describe_generator_training(
     generator: QueryGenerator,
     data: TrainingData,
     settings: GeneratorSettings,
     validation: TrainingData | None,
     tags: Sequence[str],
 ) -> dict[str, Any]:
-    """Everything that a run is made from, as JSON values: what `run.json` holds.
+    """Everything that a training is made from, as JSON values: what `training.json` holds.
 
-    Arguments are those of `train_generator`. Two runs with the same `IDENTITY` parts are the same run.
+    Arguments are those of `train_generator`. Two trainings with the same `IDENTITY` parts are the same one.
     """
     start = {"model": generator.name, "fingerprint": generator.fingerprint, **asdict(generator.config)}
     held_out = validation and {
         "collection": validation.name,
         "split": "held-out",
-        "pool": f"{len(validation.examples):,} queries",
+        "scope": f"{len(validation.examples):,} queries",
         "fingerprint": validation.fingerprint,
     }
-    return run_record(settings, data, start, held_out, tags)
+    return training_record(settings, data, start, held_out, tags)

@@ -26,7 +26,9 @@ BLOCK_SCORES = 2**19  # scores computed at once by a thread, 2 MiB
 MIN_BLOCK, MAX_BLOCK = 1_024, 16_384  # passages in a block
 FEW_QUERIES = 4  # up to so many, ordering all scores is quicker than a sample
 SAMPLE = 4_096  # passages in it, or somewhat more
-MANY = 16  # times the depth: more candidates than these are too many
+MOST_CANDIDATES = 16  # times the depth: a bar that more passages beat was set too low
+GPU_PASSAGES = 65_536  # passages on a GPU at once
+GPU_QUERIES = 1_024  # queries scored at once there
 
 
 def exact_topk(
@@ -35,8 +37,8 @@ def exact_topk(
     """Find the passages with the largest dot products, the whole matrix of scores never in memory.
 
     Beyond the vectors, each thread takes a block of scores and of vectors as float32 (up to 29 MiB at
-    384 dimensions) and for each of at most `QUERY_BLOCK` queries up to `MANY` × depth candidates of
-    20 bytes, mostly twice the depth (20 MiB at depth 1000). Where no bar is used, each thread takes N
+    384 dimensions) and for each of at most `QUERY_BLOCK` queries up to `MOST_CANDIDATES` × depth candidates
+    of 20 bytes, mostly twice the depth (20 MiB at depth 1000). Where no bar is used, each thread takes N
     scores for each of a few queries, 12 bytes a score.
 
     Args:
@@ -51,29 +53,30 @@ def exact_topk(
     """
     scores = np.empty((len(query_emb), depth), dtype=np.float32)
     positions = np.empty((len(query_emb), depth), dtype=np.int64)
-    left = np.arange(len(query_emb))
-    if len(left) > FEW_QUERIES and len(passage_emb) >= max(4 * SAMPLE, MANY * depth):
-        by_queries = len(left) >= MANY_QUERIES * _num_threads()
-        num_blocks = max(_num_threads() if by_queries else 1, math.ceil(len(left) / QUERY_BLOCK))
-        with _threads() as pool:
-            share = None if by_queries else pool
-            search = partial(_above_a_bar, passage_emb=passage_emb, depth=depth, scale=scale, share=share)
-            blocks = np.array_split(left, num_blocks)
-            over_blocks = pool.map if by_queries else map
+    unanswered = np.arange(len(query_emb))  # rows of query_emb
+    if len(unanswered) > FEW_QUERIES and len(passage_emb) >= max(4 * SAMPLE, MOST_CANDIDATES * depth):
+        by_queries = len(unanswered) >= MANY_QUERIES * _num_threads()
+        num_blocks = max(_num_threads() if by_queries else 1, math.ceil(len(unanswered) / QUERY_BLOCK))
+        with _threads() as threads:
+            for_passages, over_queries = (None, threads.map) if by_queries else (threads, map)
+            search = partial(
+                _above_a_bar, passage_emb=passage_emb, depth=depth, scale=scale, threads=for_passages
+            )
+            blocks = np.array_split(unanswered, num_blocks)
             for rows, (done, *found) in zip(
-                blocks, over_blocks(search, (query_emb[r] for r in blocks)), strict=True
+                blocks, over_queries(search, (query_emb[r] for r in blocks)), strict=True
             ):
                 scores[rows[done]], positions[rows[done]] = found
-                left = np.setdiff1d(left, rows[done])
+                unanswered = np.setdiff1d(unanswered, rows[done])
     search = partial(_of_all, passage_emb=passage_emb, depth=depth, scale=scale)
-    few = max(FEW_QUERIES, BLOCK_SCORES // len(passage_emb))
-    if len(left) <= few:
-        scores[left], positions[left] = search(query_emb[left])
+    queries_at_once = max(FEW_QUERIES, BLOCK_SCORES // len(passage_emb))
+    if len(unanswered) <= queries_at_once:
+        scores[unanswered], positions[unanswered] = search(query_emb[unanswered])
         return scores, positions
-    turns = math.ceil(len(left) / few / _num_threads())
-    groups = np.array_split(left, turns * _num_threads())
-    with _threads() as pool:
-        for rows, best in zip(groups, pool.map(search, (query_emb[rows] for rows in groups)), strict=True):
+    num_rounds = math.ceil(len(unanswered) / queries_at_once / _num_threads())
+    groups = np.array_split(unanswered, num_rounds * _num_threads())
+    with _threads() as threads:
+        for rows, best in zip(groups, threads.map(search, (query_emb[rows] for rows in groups)), strict=True):
             scores[rows], positions[rows] = best
     return scores, positions
 
@@ -86,21 +89,21 @@ def _of_all(queries, passage_emb, depth: int, scale):
     return _best(scores, np.broadcast_to(np.arange(len(passage_emb)), scores.shape), depth)
 
 
-def _above_a_bar(queries, passage_emb, depth: int, scale, share: ThreadPoolExecutor | None):
+def _above_a_bar(queries, passage_emb, depth: int, scale, threads: ThreadPoolExecutor | None):
     """Best `depth` of the queries for which a bar was well set: their rows, scores and positions.
 
-    `share` are threads to share out the passages among.
+    The passages are shared out among `threads`, where they are given.
     """
     bar = _bar(queries, passage_emb, depth, scale)
-    edges = np.linspace(0, len(passage_emb), (_num_threads() if share else 1) + 1).astype(int).tolist()
+    edges = np.linspace(0, len(passage_emb), (_num_threads() if threads else 1) + 1).astype(int).tolist()
     parts = list(pairwise(edges))
-    collect = partial(_candidates, queries, passage_emb, scale, bar, MANY * depth * len(queries))
-    kept = [candidates for part in (share.map if share else map)(collect, parts) for candidates in part]
+    collect = partial(_candidates, queries, passage_emb, scale, bar, MOST_CANDIDATES * depth * len(queries))
+    kept = [candidates for part in (threads.map if threads else map)(collect, parts) for candidates in part]
     if any(candidates is None for candidates in kept):  # the sample misled
         return np.empty(0, dtype=np.int64), np.empty((0, depth)), np.empty((0, depth))
     rows, positions, values = (np.concatenate(column) for column in zip(*kept, strict=True))
     counts = np.bincount(rows, minlength=len(queries))
-    counts[(counts < depth) | (counts > MANY * depth)] = 0
+    counts[(counts < depth) | (counts > MOST_CANDIDATES * depth)] = 0
     good = np.flatnonzero(counts[rows])
     order = good[np.argsort(rows[good], kind="stable")]
     rows, positions, values = rows[order], positions[order], values[order]
@@ -179,8 +182,8 @@ def _num_threads() -> int:
 @contextmanager
 def _threads() -> Iterator[ThreadPoolExecutor]:
     """Threads to share the queries; products are held to one thread each while they run side by side."""
-    with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(_num_threads()) as pool:
-        yield pool
+    with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(_num_threads()) as threads:
+        yield threads
 
 
 @cache
@@ -189,10 +192,6 @@ def _libraries():
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
-
-
-GPU_PASSAGES = 65_536  # passages on the device at once
-GPU_QUERIES = 1_024  # queries scored at once
 
 
 @torch.inference_mode()

@@ -17,9 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback
 
 from dpr.data.collection import Collection
-from dpr.data.text import query_key
 from dpr.data.training_data import TrainingData
-from dpr.data.triples import from_collection
 from dpr.evaluation.metrics import evaluate
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.checkpoint import MARKERS
@@ -28,10 +26,10 @@ from dpr.search.index import build_index
 from dpr.training.collator import Collator
 from dpr.training.dataset import TrainingSequence
 from dpr.training.losses import in_batch_logits, in_batch_negatives_loss
-from dpr.training.resume import MODEL, finish_run, run_record
+from dpr.training.resume import MODEL, Training, check_training, train_or_resume, training_record
 from dpr.training.settings import VALIDATION_METRICS, TrainingSettings
-from dpr.training.tracking import Kind
-from dpr.training.trainer import RunTrainer, training_arguments
+from dpr.training.tracking import ModelKind
+from dpr.training.trainer import LoggedTrainer, prepare_steps, set_dropout, training_arguments
 
 CPU_PASS_TOKENS = 2_048
 M_MMAP_THRESHOLD, LARGE_BYTES = -3, 2**20  # glibc's mallopt: blocks from this size on are maps of their own
@@ -74,7 +72,7 @@ class Pair(torch.nn.Module):
             transformer.activation_checkpointing_enable(**how)
 
 
-class BiEncoderTrainer(RunTrainer):
+class BiEncoderTrainer(LoggedTrainer):
     """The Trainer over a `TrainingSequence`; everything else about a step is transformers'.
 
     Args:
@@ -101,22 +99,15 @@ class BiEncoderTrainer(RunTrainer):
         self.encoder, self.validation, self._loss = encoder, validation, loss
         on_cpu = encoder.passage.model.device.type == "cpu"
         pass_tokens = settings.pass_tokens or (CPU_PASS_TOKENS if on_cpu else None)
-        how = (settings.seed, settings.num_negatives, settings.queries_per_passage)
-        batches_per_epoch = TrainingSequence(data, settings.batch_size, 1, *how).batches_per_epoch
-        steps_per_epoch = batches_per_epoch / settings.accumulation
-        steps = settings.num_steps or max(1, round(settings.num_epochs * steps_per_epoch))
-        sequence = TrainingSequence(data, settings.batch_size, steps * settings.accumulation, *how)
+        sequence, steps, steps_per_epoch = prepare_steps(settings, data, settings.num_negatives)
         pair = Pair(encoder, settings.gradient_caching)
+        set_dropout(pair, settings.dropout)
         if settings.gradient_caching and on_cpu and sys.platform == "linux":
             # Else what little each pass keeps pins the heap around it: 6.1 GiB in place of 1.4 at batch 512
             getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)(M_MMAP_THRESHOLD, LARGE_BYTES)
-        if settings.dropout is not None:
-            for module in pair.modules():
-                if isinstance(module, torch.nn.Dropout):
-                    module.p = settings.dropout
         held_out = None
         if validation is not None:
-            held_out = from_collection(validation)
+            held_out = TrainingData.from_collection(validation)
             if len(held_out.examples) < 2:
                 raise ValueError(
                     f"validation needs two queries with an answer or more, {held_out.name} has 1"
@@ -152,8 +143,8 @@ class BiEncoderTrainer(RunTrainer):
         return loss
 
     def validate(self) -> dict[str, float]:
-        """Search the validation pool, and the loss of the held-out queries beside chance, ln B."""
-        found = search_pool(self.encoder, self.validation)
+        """Search for the validation queries, and the loss of the held-out queries beside chance, ln B."""
+        found = search_validation(self.encoder, self.validation)
         losses = []
         for at in range(0, len(self._held_out), self._held_out_size):
             records = [self._held_out[i] for i in range(at, at + self._held_out_size)]
@@ -170,31 +161,25 @@ class BiEncoderTrainer(RunTrainer):
         }
 
 
-def search_pool(encoder: BiEncoder | TwoEncoders, pool: Collection) -> dict[str, float]:
+def search_validation(encoder: BiEncoder | TwoEncoders, validation: Collection) -> dict[str, float]:
     """Search a collection exhaustively: the mean of each of `VALIDATION_METRICS`, with graded judgements."""
-    texts = [passage.contents for passage in pool.passages]
+    texts = [passage.contents for passage in validation.passages]
     passage_emb, _ = next(encoder.passage.encode_blocks([texts], "passages"))
-    index = build_index("exact", passage_emb, pool.doc_ids, encoder.config.similarity)
-    query_emb, _ = next(encoder.query.encode_blocks([list(pool.queries.values())], "queries"))
-    run = index.search_run(list(pool.queries), query_emb, 100, "validation")
-    return evaluate(pool.qrels, run, VALIDATION_METRICS).means
+    index = build_index("exact", passage_emb, validation.doc_ids, encoder.config.similarity)
+    query_emb, _ = next(encoder.query.encode_blocks([list(validation.queries.values())], "queries"))
+    run = index.search_run(list(validation.queries), query_emb, 100, "validation")
+    return evaluate(validation.qrels, run, VALIDATION_METRICS).means
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A finished run.
+class Trained(Training):
+    """A finished training of a bi-encoder.
 
     Attributes:
         encoder: The best checkpoint by the validation metric; the last weights without validation.
-        history: What was logged, a mapping a line, in order; evaluations have `eval_…` fields.
-        best_step: The step `encoder` is of.
-        folder: Where all of it lies.
     """
 
     encoder: BiEncoder | TwoEncoders
-    history: list[dict[str, Any]]
-    best_step: int
-    folder: Path
 
 
 def train(
@@ -207,51 +192,47 @@ def train(
     tags: Sequence[str] = (),
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Trained:
-    """Fine-tune a copy of an encoder, or go on with or read the run that `folder` holds.
+    """Fine-tune a copy of an encoder, or go on with or read the training that `folder` holds.
 
     Args:
         encoder: Where to start; it stays as it is. Its settings (pooling, similarity, lengths, prompts)
             are trained for and saved with the result.
         data: What to learn from.
-        folder: The run's own folder. It gets `run.json` (every setting and fingerprint), `history.jsonl`
-            and `.csv`, `tensorboard/`, while it trains `checkpoints/`, and at the end `model/`, a
+        folder: The training's own folder. It gets `training.json` (every setting and fingerprint),
+            `history.jsonl`, `tensorboard/`, while it trains `checkpoints/`, and at the end `model/`, a
             sentence-transformers folder with a model card.
         settings: How.
-        validation: Queries to select by, with the pool of passages to search; the same pool for every
+        validation: Queries to select by, with the passages to search for them; the same ones for every
             setting that is to be compared.
-        tags: Words to find the run by.
+        tags: Words to find the training by.
         callbacks: More of the Trainer's callbacks, such as `dpr.training.tracking.NeptuneTracker`.
 
     Raises:
-        ValueError: `folder` holds another run; a validation query is also a training query; evaluations
-            asked for without `validation`; what `TrainingSequence` refuses; a loss that is not finite.
+        ValueError: `folder` holds another training; a validation query is also a training query;
+            evaluations asked for without `validation`; what `TrainingSequence` refuses; a loss that is not
+            finite.
     """
     folder = Path(folder)
-    if isinstance(tags, str):
-        raise ValueError(f"tags must be a list of words, got the string {tags!r}")
-    if validation is None and (settings.eval_every or settings.patience):
-        raise ValueError("eval_every and patience need validation, a collection to evaluate on")
-    if validation is not None:
-        asked = {query_key(text) for text in validation.queries.values()}
-        both = [e.query for e in data.examples if query_key(e.query) in asked]
-        if both:
-            raise ValueError(f"{len(both)} training queries are validation queries too, first {both[0]!r}")
-    run = describe_run(encoder, data, settings, validation, tags)
+    check_training(settings, data, None if validation is None else validation.queries.values(), tags)
     trained = copy.deepcopy(encoder)  # shares nothing with the caller's
-    history, finished = finish_run(
+    training = train_or_resume(
         folder,
-        run,
+        describe_training(encoder, data, settings, validation, tags),
         lambda checkpoints: BiEncoderTrainer(trained, data, checkpoints, settings, validation),
         trained.save,
-        (*MARKERS, *(f"query/{marker}" for marker in MARKERS)),
-        Kind("A bi-encoder", _reads(encoder), "sentence-transformers", "sentence-similarity"),
+        ModelKind(
+            "A bi-encoder",
+            _reads(encoder),
+            "sentence-transformers",
+            "sentence-similarity",
+            (*MARKERS, *(f"query/{marker}" for marker in MARKERS)),
+        ),
         callbacks,
     )
-    kind = TwoEncoders if isinstance(encoder, TwoEncoders) else BiEncoder
     device = str(encoder.passage.model.device)
-    best = kind.from_pretrained(folder / MODEL, device=device, precision=encoder.precision)
+    best = type(encoder).from_pretrained(folder / MODEL, device=device, precision=encoder.precision)
     best.name = folder.name
-    return Trained(best, history, finished["best_step"], folder)
+    return Trained(**vars(training), encoder=best)
 
 
 def _reads(encoder: BiEncoder | TwoEncoders) -> str:
@@ -264,16 +245,16 @@ def _reads(encoder: BiEncoder | TwoEncoders) -> str:
     )
 
 
-def describe_run(
+def describe_training(
     encoder: BiEncoder | TwoEncoders,
     data: TrainingData,
     settings: TrainingSettings,
     validation: Collection | None,
     tags: Sequence[str],
 ) -> dict[str, Any]:
-    """Everything that a run is made from, as JSON values: what `run.json` holds.
+    """Everything that a training is made from, as JSON values: what `training.json` holds.
 
-    Arguments are those of `train`. Two runs with the same `IDENTITY` parts are the same run.
+    Arguments are those of `train`. Two trainings with the same `IDENTITY` parts are the same one.
     """
     start = {
         "model": encoder.name,
@@ -281,11 +262,11 @@ def describe_run(
         "fingerprint": encoder.fingerprint,
         **asdict(encoder.config),
     }
-    pool = validation and {
+    searched = validation and {
         "collection": validation.name,
         "split": validation.split,
-        "pool": validation.pool,
+        "scope": validation.scope,
         "passages": validation.fingerprint,
         "queries": validation.queries_fingerprint,
     }
-    return run_record(settings, data, start, pool, tags)
+    return training_record(settings, data, start, searched, tags)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Dataset
 
-from dpr.data.training_data import Example, TrainingData
+from dpr.data.examples import Example
+from dpr.data.training_data import TrainingData
 
 
 @dataclass(frozen=True)

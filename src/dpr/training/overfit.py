@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from dpr.data.training_data import Example, TrainingData
+from dpr.data.examples import Example
+from dpr.data.training_data import TrainingData
 from dpr.models.bi_encoder import BiEncoder
 from dpr.training.bi_encoder import BiEncoderTrainer, Pair
 from dpr.training.collator import Collator
@@ -63,7 +64,7 @@ BROKEN: dict[str, tuple[Callable[..., torch.Tensor], dict[str, float]]] = {
 }
 
 
-def repaired(data: TrainingData, num_pairs: int, seed: int) -> TrainingData:
+def shuffle_pairs(data: TrainingData, num_pairs: int, seed: int) -> TrainingData:
     """Pair queries with passages of other queries, at random, so that knowing the language does not help.
 
     Args:
@@ -88,7 +89,7 @@ def repaired(data: TrainingData, num_pairs: int, seed: int) -> TrainingData:
         raise ValueError(f"{data.name} has {len(chosen)} positives, {max(num_pairs, 2)} are needed")
     examples, doc_ids = zip(*chosen.values(), strict=True)
     return TrainingData(
-        f"{data.name}, re-paired",
+        f"{data.name}, shuffled",
         [
             replace(example, positives={doc_id: 1}, negatives=())
             for example, doc_id in zip(examples, doc_ids[1:] + doc_ids[:1], strict=True)
@@ -108,7 +109,7 @@ def overfit(
 
     Args:
         encoder: Where to start; it stays as it is.
-        pairs: All of the batch, as `repaired` makes them; `settings.batch_size` of them.
+        pairs: All of the batch, as `shuffle_pairs` makes them; `settings.batch_size` of them.
         held_out: As many other pairs, or a multiple.
         settings: With `log_every=1`.
         loss: Of query_emb [B, D] and passage_emb [P, D]; broken for a test of the test.

@@ -1,10 +1,10 @@
-"""The folder of a training run: claimed, gone on with after a kill, read once it is finished."""
+"""The folder of a training: claimed, gone on with after a kill, read once it is finished."""
 
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,33 +12,100 @@ from typing import Any
 import safetensors.torch
 from transformers import TrainerCallback, TrainerState
 
+from dpr.data.text import query_key
 from dpr.data.training_data import TrainingData
 from dpr.files import atomic_folder, write_text
 from dpr.provenance import git_commit, hardware
 from dpr.training.settings import LoopSettings
-from dpr.training.tracking import HISTORY, RUN, FileTracker, Kind, model_card
-from dpr.training.trainer import RunTrainer, whole_checkpoints
+from dpr.training.tracking import HISTORY, RECORD, FileTracker, ModelKind, model_card, tensorboard
+from dpr.training.trainer import LoggedTrainer, usable_checkpoint
 
-MODEL, CHECKPOINTS, FINISHED = "model", "checkpoints", "training.json"
-# What makes two runs the same run; the rest of run.json says where and when it was made
+MODEL, CHECKPOINTS = "model", "checkpoints"
+# What makes two trainings the same one; the rest of a record says where and when it was made
 IDENTITY = ("settings", "data", "start", "validation")
 
 
-def run_record(
+@dataclass(frozen=True)
+class Training:
+    """A finished training.
+
+    Attributes:
+        history: What was logged, a mapping for each line, in order; evaluations have `eval_…` fields.
+        finished: Its record with the steps taken and the best one: `training.json` in `model/`.
+        folder: Where all of it lies.
+    """
+
+    history: list[dict[str, Any]]
+    finished: dict[str, Any]
+    folder: Path
+
+    @property
+    def best_step(self) -> int:
+        """The step that the model taken is of."""
+        return self.finished["best_step"]
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The evaluation of that step, as `eval_…` fields."""
+        return next(e for e in self.evaluations if e["step"] == self.best_step)
+
+    @property
+    def evaluations(self) -> list[dict[str, float]]:
+        """The lines of the history that are evaluations."""
+        return [line for line in self.history if "eval_loss" in line]
+
+    @property
+    def steps(self) -> list[dict[str, float]]:
+        """The lines of the history that are about training steps."""
+        return [line for line in self.history if "loss" in line]
+
+    @property
+    def minutes(self) -> float:
+        """What the training took, evaluations included, by its history."""
+        seconds = sum(line["eval_s"] for line in self.evaluations)
+        last = 0
+        for line in self.steps:
+            seconds += line["step_s"] * (line["step"] - last)
+            last = line["step"]
+        return seconds / 60
+
+
+def check_training(
+    settings: LoopSettings, data: TrainingData, validation_queries: Iterable[str] | None, tags: Sequence[str]
+) -> None:
+    """Refuse a training that cannot be what was meant.
+
+    Raises:
+        ValueError: Evaluations asked for without validation; a validation query that is a training query
+            too; tags in one string.
+    """
+    if isinstance(tags, str):
+        raise ValueError(f"tags must be a list of words, got the string {tags!r}")
+    if validation_queries is None:
+        if settings.eval_every or settings.patience:
+            raise ValueError("eval_every and patience need validation, queries to evaluate on")
+        return
+    asked = {query_key(text) for text in validation_queries}
+    both = [e.query for e in data.examples if query_key(e.query) in asked]
+    if both:
+        raise ValueError(f"{len(both)} training queries are validation queries too, first {both[0]!r}")
+
+
+def training_record(
     settings: LoopSettings,
     data: TrainingData,
     start: Mapping[str, Any],
     validation: Mapping[str, Any] | None,
     tags: Sequence[str],
 ) -> dict[str, Any]:
-    """Everything that a run is made from, as JSON values: what `run.json` holds.
+    """Everything that a training is made from, as JSON values: what `training.json` holds.
 
     Args:
         settings: How it trains.
         data: What from.
         start: The model it starts from.
         validation: What it selects by.
-        tags: Words to find the run by.
+        tags: Words to find it by.
     """
     record = {
         "settings": asdict(settings),
@@ -53,140 +120,125 @@ def run_record(
     return json.loads(json.dumps(record))  # tuples become lists, as they will be when read back
 
 
-def finish_run(
+def train_or_resume(
     folder: Path,
-    run: Mapping[str, Any],
-    make_trainer: Callable[[Path], RunTrainer],
+    record: Mapping[str, Any],
+    make_trainer: Callable[[Path], LoggedTrainer],
     save: Callable[[Path], None],
-    markers: Sequence[str],
-    kind: Kind,
+    kind: ModelKind,
     callbacks: Sequence[TrainerCallback] = (),
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Train in a folder, from its last whole checkpoint if there is one; nothing, where it is finished.
+) -> Training:
+    """Train in a folder, from its last whole checkpoint if there is one; read it, where it is finished.
 
     Args:
-        folder: The run's own; see `dpr.training.bi_encoder.train` for what it gets.
-        run: As `run_record` makes it.
+        folder: The training's own; see `dpr.training.bi_encoder.train` for what it gets.
+        record: As `training_record` makes it.
         make_trainer: Called with the folder for checkpoints, where there is something to train.
         save: Writes the trained model into a folder.
-        markers: Files of which a model's folder holds one.
-        kind: What kind of model it is, for the model card.
+        kind: What kind of model it is.
         callbacks: More of the Trainer's callbacks.
 
-    Returns:
-        The history, a mapping a line, and `training.json`: the run with its best and last step.
-
     Raises:
-        ValueError: `folder` holds another run, or something else.
+        ValueError: `folder` holds another training, or something else.
     """
-    _claim(folder, run)
+    _claim(folder, record)
     if not (folder / MODEL).is_dir():
-        _train(folder, make_trainer(folder / CHECKPOINTS), save, markers, kind, callbacks)
+        _train(folder, make_trainer(folder / CHECKPOINTS), save, kind, callbacks)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    for left in folder.glob(".*"):  # half written, by a kill
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    for half_written in folder.glob(".*"):  # by a process that was killed
+        shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()
     lines = (folder / HISTORY).read_text(encoding="utf-8").splitlines()
-    finished = json.loads((folder / MODEL / FINISHED).read_text(encoding="utf-8"))
-    return [json.loads(line) for line in lines], finished
+    finished = json.loads((folder / MODEL / RECORD).read_text(encoding="utf-8"))
+    return Training([json.loads(line) for line in lines], finished, folder)
 
 
-def keep_run(path: Path, finished: Mapping[str, Any], history: Sequence[Mapping[str, Any]], **more) -> None:
-    """Write what lasts of a finished run to one file, without its weights.
+def keep_training(path: Path, training: Training, **more) -> None:
+    """Write what lasts of a finished training to one file, without its weights.
 
     Args:
         path: Its folder is made where missing.
-        finished: `training.json`.
-        history: A mapping a line.
+        training: Its record and history are kept.
         **more: Further fields.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = {**more, **finished, "history": history}
+    lines = {**more, **training.finished, "history": training.history}
     write_text(path, json.dumps(lines, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_kept(path: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What `keep_run` wrote, if it is of this run; None if it is of another, or not there.
+def read_kept_training(path: Path, record: Mapping[str, Any]) -> Training | None:
+    """What `keep_training` wrote, if it is of this training; None if it is of another, or not there.
 
     Args:
         path: The file.
-        run: As `run_record` makes it.
+        record: As `training_record` makes it.
+
+    Returns:
+        The training, its `folder` the file's; further fields kept are among `finished`.
     """
     if not path.is_file():
         return None
     kept = json.loads(path.read_text(encoding="utf-8"))
-    return None if any(kept[part] != run[part] for part in IDENTITY) else kept
+    if any(kept[part] != record[part] for part in IDENTITY):
+        return None
+    return Training(kept.pop("history"), kept, path.parent)
 
 
-def training_minutes(history: Sequence[Mapping[str, Any]]) -> float:
-    """What a run took, evaluations included, by its history."""
-    seconds, last = 0.0, 0
-    for line in history:
-        if "loss" in line:
-            seconds += line["step_s"] * (line["step"] - last)
-            last = line["step"]
-        seconds += line.get("eval_s", 0.0)
-    return seconds / 60
-
-
-def _claim(folder: Path, run: Mapping[str, Any]) -> None:
-    """Write `run.json`, or see that what is there describes the same run."""
-    if not (folder / RUN).is_file():
-        for half in folder.glob(f".{RUN}.*"):
-            half.unlink()
+def _claim(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write the record, or see that what is there describes the same training."""
+    if not (folder / RECORD).is_file():
+        for half_written in folder.glob(f".{RECORD}.*"):
+            half_written.unlink()
         if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} is not empty and holds no training run; give another folder")
-        write_text(folder / RUN, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+            raise ValueError(f"{folder} is not empty and holds no training; give another folder")
+        write_text(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         return
-    there = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    there = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     for part in IDENTITY:
-        if there[part] != run[part]:
-            old, new = there[part] or {}, run[part] or {}
+        if there[part] != record[part]:
+            old, new = there[part] or {}, record[part] or {}
             other = [
                 f"{k} {old.get(k)!r}, not {new.get(k)!r}" for k in {**old, **new} if old.get(k) != new.get(k)
             ]
             raise ValueError(
-                f"{folder} holds a run with other {part}: {'; '.join(other)}; give another folder, or remove "
-                f"this one"
+                f"{folder} holds a training with other {part}: {'; '.join(other)}; give another folder, or "
+                f"remove this one"
             )
 
 
-def _train(folder, trainer, save, markers, kind, callbacks) -> None:
+def _train(folder, trainer, save, kind, callbacks) -> None:
     """Train from the last whole checkpoint, if there is one, and write the result to `model/`."""
     checkpoints = folder / CHECKPOINTS
-    for callback in (FileTracker(folder), *callbacks):
-        trainer.add_callback(callback)
     newest = _newest(checkpoints)
+    for callback in (FileTracker(folder), tensorboard(folder, newest), *callbacks):
+        trainer.add_callback(callback)
     if newest is not None and _out_of_patience(newest, trainer.settings):
         trainer.state = TrainerState.load_from_json(f"{newest}/trainer_state.json")
     else:
-        trainer.train(resume_from_checkpoint=newest)
+        trainer.train(resume_from_checkpoint=newest and str(newest))
     state = trainer.state
     best_step = state.best_global_step or state.global_step
     if best_step != state.global_step:
         best = checkpoints / f"checkpoint-{best_step}" / "model.safetensors"
         safetensors.torch.load_model(trainer.model, best)
-    run = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    finished = {"best_step": best_step, "steps": state.global_step, **run}
-    with atomic_folder(folder / MODEL, *markers) as fresh:
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    finished = {"best_step": best_step, "steps": state.global_step, **record}
+    with atomic_folder(folder / MODEL, *kind.markers) as fresh:
         save(fresh)
-        write_text(fresh / FINISHED, json.dumps(finished, indent=1, ensure_ascii=False) + "\n")
+        write_text(fresh / RECORD, json.dumps(finished, indent=1, ensure_ascii=False) + "\n")
         write_text(fresh / "README.md", model_card(folder.name, kind, finished, state.log_history))
 
 
-def _out_of_patience(checkpoint: str, settings: LoopSettings) -> bool:
+def _out_of_patience(checkpoint: Path, settings: LoopSettings) -> bool:
     """Whether training had ended there; the Trainer would go on."""
-    stopping = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").stateful_callbacks.get(
-        "EarlyStoppingCallback"
-    )
+    callbacks = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").stateful_callbacks
+    stopping = callbacks.get("EarlyStoppingCallback")
     return bool(stopping) and stopping["attributes"]["early_stopping_patience_counter"] >= settings.patience
 
 
-def _newest(checkpoints: Path) -> str | None:
+def _newest(checkpoints: Path) -> Path | None:
     """The last checkpoint to go on from; damaged ones are named and removed."""
-    usable, damaged = whole_checkpoints(checkpoints)
+    newest, damaged = usable_checkpoint(checkpoints)
     for path, reason in damaged:
-        warnings.warn(
-            f"{path}: {reason}; going on from {usable[-1].name if usable else 'the start'}", stacklevel=4
-        )
+        where = newest.name if newest else "the start"
+        warnings.warn(f"{path}: {reason}; going on from {where}", stacklevel=4)
         shutil.rmtree(path)
-    return str(usable[-1]) if usable else None
+    return newest

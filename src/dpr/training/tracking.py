@@ -1,7 +1,5 @@
-"""Keeping track of a training run: files, TensorBoard, a progress bar, Neptune, and the model card."""
+"""Keeping track of a training: files, TensorBoard, a progress bar, Neptune, and the model card."""
 
-import csv
-import io
 import json
 import re
 import warnings
@@ -11,35 +9,29 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
 from dpr.files import write_text
 from dpr.training.settings import PASSAGE_GAIN, TEXT_METRICS, VALIDATION_METRICS
 
-RUN, HISTORY = "run.json", "history.jsonl"
+RECORD, HISTORY = "training.json", "history.jsonl"
 SELECTING_METRICS = (*VALIDATION_METRICS, *TEXT_METRICS, PASSAGE_GAIN)
 
 
 class FileTracker(TrainerCallback):
-    """Writes the history as JSON lines and CSV and for TensorBoard, and shows a progress bar.
+    """Writes the history as JSON lines and shows a progress bar.
 
-    The files always hold the whole history, of earlier parts of a run too.
+    The file always holds the whole history, of the parts before a stop too.
 
     Args:
-        folder: The run's folder.
+        folder: The training's folder.
     """
 
     def __init__(self, folder: Path):
-        self._folder, self._writer, self._bar = folder, None, None
+        self._folder, self._bar = folder, None
 
     def on_train_begin(self, args, state, control, **_) -> None:
-        """Open the bar and TensorBoard's file, at the step that is gone on from."""
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(
-            str(self._folder / "tensorboard"), purge_step=state.global_step + 1 if state.global_step else None
-        )
-        run = (self._folder / RUN).read_text(encoding="utf-8")
-        self._writer.add_text("run", f"```\n{run}\n```")
+        """Open the bar at the step that is gone on from."""
         self._bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -54,20 +46,7 @@ class FileTracker(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **_) -> None:
         """Write everything known so far."""
-        history = state.log_history
-        write_text(self._folder / HISTORY, "".join(json.dumps(line) + "\n" for line in history))
-        columns = list(dict.fromkeys(name for line in history for name in line))
-        table = io.StringIO()
-        writer = csv.DictWriter(table, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
-        write_text(self._folder / "history.csv", table.getvalue())
-        for name, value in logs.items():
-            self._writer.add_scalar(
-                f"validation/{name[5:]}" if name.startswith("eval_") else f"train/{name}",
-                value,
-                state.global_step,
-            )
+        write_text(self._folder / HISTORY, "".join(json.dumps(line) + "\n" for line in state.log_history))
         if "loss" in logs:
             rate = args.per_device_train_batch_size * args.gradient_accumulation_steps / logs["step_s"]
             self._bar.set_postfix_str(
@@ -76,13 +55,25 @@ class FileTracker(TrainerCallback):
             )
 
     def on_train_end(self, args, state, control, **_) -> None:
-        """Close both."""
+        """Close the bar."""
         self._bar.close()
-        self._writer.close()
+
+
+def tensorboard(folder: Path, checkpoint: Path | None) -> TensorBoardCallback:
+    """What writes the history for TensorBoard into `folder/tensorboard`.
+
+    Args:
+        folder: The training's folder.
+        checkpoint: Where training goes on from; what was written of later steps is hidden.
+    """
+    from tensorboardX import SummaryWriter
+
+    first = int(checkpoint.name.rpartition("-")[2]) + 1 if checkpoint else None
+    return TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"), purge_step=first))
 
 
 class NeptuneTracker(TrainerCallback):
-    """Sends a run to Neptune: every setting under its own type, tags as a list, a series a metric.
+    """Sends a training to Neptune: every setting under its own type, tags as a list, a series a metric.
 
     Neptune's hosted service ended on 5 March 2026, so `offline` is the default: files that a server
     of one's own can be given. Where the package (`pip install neptune-client==1.14.0.post2`) or what
@@ -97,7 +88,7 @@ class NeptuneTracker(TrainerCallback):
         self._mode, self._project, self._run = mode, project, None
 
     def on_train_begin(self, args, state, control, **_) -> None:
-        """Open a Neptune run and send what `run.json` says."""
+        """Open a run of Neptune's and send what `training.json` says."""
         try:
             import neptune
             from neptune.exceptions import NeptuneException
@@ -113,9 +104,9 @@ class NeptuneTracker(TrainerCallback):
             first = next((line.strip() for line in lines if line.strip(" -")), "")
             warnings.warn(f"Neptune is left out: {type(error).__name__}: {first}", stacklevel=2)
             return
-        run = json.loads((Path(args.output_dir).parent / RUN).read_text(encoding="utf-8"))
-        self._run["sys/tags"].add(run.pop("tags"))
-        for path, value in flatten(run).items():
+        record = json.loads((Path(args.output_dir).parent / RECORD).read_text(encoding="utf-8"))
+        self._run["sys/tags"].add(record.pop("tags"))
+        for path, value in flatten(record).items():
             self._run[path] = value
 
     def on_log(self, args, state, control, logs=None, **_) -> None:
@@ -145,31 +136,33 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str | int 
     return flat
 
 
-class Kind(NamedTuple):
-    """What a model card says of the kind of model.
+class ModelKind(NamedTuple):
+    """What trainings and model cards need to know of a kind of model.
 
     Attributes:
         what: In words, with its article.
         reads: What it makes of texts, a sentence.
         library: What loads it.
         pipeline: The hub's word for its task.
+        markers: Files of which a folder with such a model holds one.
     """
 
     what: str
     reads: str
     library: str
     pipeline: str
+    markers: tuple[str, ...]
 
 
 def model_card(
-    name: str, kind: Kind, finished: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+    name: str, kind: ModelKind, finished: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
 ) -> str:
     """The README.md of a trained model: what it is, from which data and settings, and how it did.
 
     Args:
         name: The model's name.
         kind: What kind of model it is.
-        finished: What `finish_run` writes as `training.json`.
+        finished: Its record, with the steps taken and the best one.
         history: The lines logged.
     """
     start, data, validation = finished["start"], finished["data"], finished["validation"]
@@ -192,7 +185,7 @@ def model_card(
         lines += [
             "",
             f"## Validation\n\nThe {validation['split']} queries of `{validation['collection']}`, "
-            f"{validation['pool']}:\n\n| metric | value |\n|---|---:|",
+            f"{validation['scope']}:\n\n| metric | value |\n|---|---:|",
             *(f"| {k[5:]} | {v:.4f} |" for k, v in best.items() if k[5:] in SELECTING_METRICS),
         ]
     lines += ["", "## Settings and fingerprints", "", "| | |", "|---|---|"]

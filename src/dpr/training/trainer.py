@@ -1,10 +1,8 @@
 """What every Trainer of ours shares: arguments, what is logged about steps, checkpoints that are whole."""
 
-import hashlib
 import json
 import math
 import resource
-import shutil
 import sys
 import tempfile
 import time
@@ -15,11 +13,16 @@ import safetensors.torch
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from dpr.data.training_data import TrainingData
 from dpr.files import write_text
+from dpr.training.dataset import TrainingSequence
 from dpr.training.settings import LoopSettings
 
+WHOLE = "whole.json"  # written last: file → bytes of a checkpoint
+KEPT_CHECKPOINTS = 3  # the newest one, the best one, and one to fall back to
 
-class RunTrainer(Trainer):
+
+class LoggedTrainer(Trainer):
     """The Trainer with our lines in its log, and with checkpoints that are marked once they are whole.
 
     A subclass counts in `tally`, for each batch, `batches` and `tokens`, and says what an evaluation is.
@@ -94,11 +97,11 @@ class RunTrainer(Trainer):
         safetensors.torch.save_model(self.model, f"{output_dir}/model.safetensors", {"format": "pt"})
 
     def _save_checkpoint(self, model, trial) -> None:
-        """A checkpoint, marked as whole once it is; then older ones go."""
+        """A checkpoint, marked as whole once it is."""
         super()._save_checkpoint(model, trial)
-        folder = Path(self.args.output_dir)
-        mark_whole(folder / f"checkpoint-{self.state.global_step}")
-        remove_older(folder, self.state.best_global_step)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+        write_text(folder / WHOLE, json.dumps(sizes, indent=1))
 
 
 class _LastStep(TrainerCallback):
@@ -106,6 +109,26 @@ class _LastStep(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         control.should_log = control.should_log or state.global_step == state.max_steps
+
+
+def prepare_steps(
+    settings: LoopSettings, data: TrainingData, num_negatives: int
+) -> tuple[TrainingSequence, int, float]:
+    """The records of a whole training in order, its optimiser steps, and how many of them an epoch has."""
+    how = (settings.seed, num_negatives, settings.queries_per_passage)
+    batches_per_epoch = TrainingSequence(data, settings.batch_size, 1, *how).batches_per_epoch
+    steps_per_epoch = batches_per_epoch / settings.accumulation
+    steps = settings.num_steps or max(1, round(settings.num_epochs * steps_per_epoch))
+    sequence = TrainingSequence(data, settings.batch_size, steps * settings.accumulation, *how)
+    return sequence, steps, steps_per_epoch
+
+
+def set_dropout(model: torch.nn.Module, rate: float | None) -> None:
+    """Set every dropout rate of a model; None leaves its own."""
+    if rate is not None:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = rate
 
 
 def training_arguments(
@@ -144,6 +167,7 @@ def training_arguments(
         eval_steps=every,
         save_strategy="steps" if folder else "no",
         save_steps=every,
+        save_total_limit=KEPT_CHECKPOINTS,
         metric_for_best_model=f"eval_{settings.metric}" if evaluates else None,
         greater_is_better=True if evaluates else None,
         restore_callback_states_from_checkpoint=True,
@@ -167,73 +191,39 @@ def memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-WHOLE = "whole.json"  # written last: file → SHA-256 of a checkpoint
-KEPT_CHECKPOINTS = 2  # the newest ones, beside the best
+def usable_checkpoint(folder: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest checkpoint that training can go on from, and the others that cannot be used and why.
 
+    One can be used where every file has the size noted once it was complete, and the best checkpoint that it
+    speaks of can be used too.
 
-def mark_whole(path: Path) -> None:
-    """Note what a finished checkpoint consists of; without the note it counts as broken off."""
-    digests = {file.name: _sha256(file) for file in sorted(path.iterdir())}
-    write_text(path / WHOLE, json.dumps(digests, indent=1))
-
-
-def remove_older(folder: Path, best_step: int | None) -> None:
-    """Remove all checkpoints of a run but the newest two, that of the best step, and those two's best."""
-    paths = _checkpoints(folder)
-    newest = paths[-KEPT_CHECKPOINTS:]
-    kept = {f"checkpoint-{step}" for step in (best_step, *map(_best_step, newest))}
-    for path in paths[:-KEPT_CHECKPOINTS]:
-        if path.name not in kept:
-            shutil.rmtree(path)
-
-
-def _best_step(path: Path) -> int | None:
-    """The best step that a checkpoint knows of."""
-    return json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["best_global_step"]
-
-
-def whole_checkpoints(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """The checkpoints that training can go on from, oldest first, and the others with what is wrong.
-
-    One is whole where every file has the SHA-256 noted once it was complete, and the best checkpoint
-    that it speaks of is whole too.
+    Args:
+        folder: Of all checkpoints of a training.
     """
     usable: list[Path] = []
     damaged: list[tuple[Path, str]] = []
-    for path in _checkpoints(folder):
+    paths = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in paths:
         reason = _damage(path)
         if not reason:
-            best = _best_step(path)
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            best = state["best_global_step"]
             if best and f"checkpoint-{best}" not in {other.name for other in (*usable, path)}:
                 reason = f"its best checkpoint, of step {best}, is damaged or missing"
         if reason:
             damaged.append((path, reason))
         else:
             usable.append(path)
-    return usable, damaged
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """All checkpoints of a run, oldest first."""
-    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    return (usable[-1] if usable else None), damaged
 
 
 def _damage(path: Path) -> str:
     """What is wrong with a checkpoint, or nothing."""
     if not (path / WHOLE).is_file():
         return "writing it was broken off"
-    try:
-        digests = json.loads((path / WHOLE).read_text(encoding="utf-8"))
-    except ValueError:
-        return f"{WHOLE} is damaged"
-    for name, digest in digests.items():
+    for name, size in json.loads((path / WHOLE).read_text(encoding="utf-8")).items():
         if not (path / name).is_file():
             return f"{name} is missing"
-        if _sha256(path / name) != digest:
+        if (path / name).stat().st_size != size:
             return f"{name} is damaged"
     return ""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
