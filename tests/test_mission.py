@@ -100,8 +100,8 @@ def test_the_whole_path_from_downloads_to_a_tested_difference(net, profile, tmp_
     [comparison] = compare_per_query(per_query, "bm25")
     assert comparison.mean == pytest.approx(mean.evaluation.means["nDCG@10"])
     assert set(fused) == set(collection.queries)
-    assert runs[0].finished["data"]["name"] == "msmarco-tiny"
-    assert runs[0].finished["start"]["pooling"] == "mean"
+    assert runs[0].training.finished["data"]["name"] == "msmarco-tiny"
+    assert runs[0].training.finished["start"]["pooling"] == "mean"
     assert sorted(path.name for path in (tmp_path / "here" / "data").iterdir()) == [
         "msmarco-tiny",
         "trec-covid",

@@ -1,6 +1,6 @@
-"""Dense passage retrieval, measured: collections, BM25, bi-encoders, TREC runs, evaluation.
+"""Dense passage retrieval: collections, BM25, bi-encoders, training, TREC runs and evaluation.
 
-Names are loaded on first use, so `import dpr` is quick and brings no model library.
+Each public name is imported on first use, so `import dpr` is quick and loads no model library.
 """
 
 import importlib

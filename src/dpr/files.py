@@ -1,4 +1,4 @@
-"""Files: read with line numbers in every error, written all or nothing, and folders that long work fills."""
+"""Reading files with line numbers in errors, writing them all or nothing, and resumable folders of shards."""
 
 import fcntl
 import gzip
@@ -26,8 +26,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         path: The file to make or replace; missing parent folders are made.
 
     Yields:
-        A path in the same folder for the caller to write. After an error it is removed and a
-        file already at `path` stays as it was.
+        A path in the same folder for the caller to write. After an error the temporary file is
+        removed and a file already at `path` stays as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,18 +44,18 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path | str, *markers: str) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` that takes its place when the block ends without an error.
+    """Yield a temporary folder beside `path` that replaces it when the block ends without an error.
 
     Args:
         path: The folder to make or replace; missing parent folders are made.
-        *markers: Files of which a folder of this kind holds one: what lacks them is not replaced.
+        *markers: File names; a folder that is not empty is replaced only if it holds one of these.
 
     Yields:
-        An empty folder for the caller to fill. After an error it is removed, and what is at `path`
-        stays as it was.
+        An empty folder for the caller to fill. After an error it is removed, and `path` stays as
+        it was.
 
     Raises:
-        ValueError: `path` is there, not empty, and has none of the `markers`.
+        ValueError: `path` exists, is not an empty folder, and has none of the `markers`.
     """
     path = Path(path)
     known = any((path / marker).is_file() for marker in markers)
@@ -73,7 +73,7 @@ def atomic_folder(path: Path | str, *markers: str) -> Iterator[Path]:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write UTF-8 text atomically; gzipped, with the same bytes each time, where `path` ends in .gz."""
+    """Write UTF-8 text atomically, gzipped if `path` ends in .gz; equal texts give equal bytes."""
     data = text.encode("utf-8")
     if Path(path).suffix == ".gz":
         data = gzip.compress(data, mtime=0)
@@ -85,11 +85,12 @@ def read_lines(path: Path | str) -> Iterator[tuple[int, str]]:
     """Yield the number (from 1) and text of each line that is not blank, without its line end.
 
     Args:
-        path: A UTF-8 file, plain or (by the name's .gz) gzipped.
+        path: A UTF-8 file, gzipped if its name ends in .gz.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: Not UTF-8, a damaged gzip stream, or no line at all; names file and line.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is not UTF-8 or a damaged gzip file (the message names file and line), or
+            all its lines are blank.
     """
     path = Path(path)
     if not path.is_file():
@@ -111,10 +112,10 @@ def read_lines(path: Path | str) -> Iterator[tuple[int, str]]:
 
 
 def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the line number (from 1) and the object of each line of a JSON-lines file.
+    """Yield the line number (from 1) and the object of each non-blank line of a JSON-lines file.
 
     Raises:
-        ValueError: A line is not a JSON object; names file and line. See also `read_lines`.
+        ValueError: A line is not a JSON object; the message names file and line. See also `read_lines`.
     """
     for number, line in read_lines(path):
         try:
@@ -127,22 +128,24 @@ def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 class ShardFolder:
-    """A folder of numbered files that long work fills: stopped anywhere, only what is missing is made.
+    """A folder of numbered files (shards); work that was interrupted goes on with the missing ones.
 
-    A manifest beside the shards says what they are made from. Beside each shard lie its seconds.
+    A manifest in the folder records what the shards are made from. A small file beside each shard
+    records the seconds it took.
 
     Args:
-        folder: Made by `open_for_writing`, where it is missing.
-        manifest: What the shards are made from, as JSON values.
-        num_items: N, of all shards together.
-        shard_size: Items in a shard.
-        ending: Of a shard's file, as `.npy`.
+        folder: The folder; `open_for_writing` creates it if it is missing.
+        manifest: What the shards are made from: field → JSON value.
+        num_items: N, the number of items in all shards together.
+        shard_size: Items per shard; the last shard may have fewer.
+        ending: Ending of a shard's file name, such as `.npy`.
 
     Attributes:
-        items: Each shard's file → the positions of its items, in order.
+        items: Path of each shard → range of the positions of its items; shards in order.
 
     Raises:
-        ValueError: The folder holds something else, or shards made otherwise; names the field.
+        ValueError: The folder holds other files and no manifest, or its manifest differs from
+            `manifest`; the message names the field.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], num_items: int, shard_size: int, ending: str):
@@ -155,7 +158,7 @@ class ShardFolder:
         self._compare_manifest()
 
     def _compare_manifest(self) -> None:
-        """Refuse a folder that holds something else, or shards made otherwise."""
+        """Raise ValueError if the folder holds something else or its manifest differs."""
         path = self.folder / MANIFEST
         if not path.is_file():
             entries = list(self.folder.iterdir()) if self.folder.is_dir() else []
@@ -175,10 +178,10 @@ class ShardFolder:
 
     @contextmanager
     def open_for_writing(self) -> Iterator[None]:
-        """Keep other processes out, remove what a killed one had half written, and write the manifest.
+        """Lock the folder, remove temporary files of a killed process, and write the manifest.
 
         Raises:
-            ValueError: Another process is writing into the folder.
+            ValueError: Another process is writing into the folder, or its manifest differs.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / LOCK).open("w") as stream:
@@ -201,18 +204,18 @@ class ShardFolder:
         label: str,
         unit: str,
     ) -> None:
-        """Make shards one after the other and write each as soon as it is there, under a progress bar.
+        """Make shards one after the other and write each as soon as it is made, with a progress bar.
 
         Args:
-            missing: The part of `items` to make.
-            make: Gives the content of each of these in turn; it is handed a function to call with the
-                number of items newly done.
-            save: Writes a shard's content, all or nothing, given its file and items.
-            label: What the bar says.
-            unit: What an item is.
+            missing: The entries of `items` that are still to be made.
+            make: Yields the content of each missing shard in turn. It receives a function to call
+                with the number of items it has newly done.
+            save: Receives a shard's path, items and content, and writes the content all or nothing.
+            label: Text of the progress bar.
+            unit: Name of one item on the progress bar.
 
         Raises:
-            OSError: Writing failed; the shards before are kept.
+            OSError: Writing failed; shards written earlier are kept.
         """
         done = self.num_items - sum(map(len, missing.values()))
         with tqdm(total=self.num_items, initial=done, desc=label, unit=unit) as bar:
@@ -225,14 +228,14 @@ class ShardFolder:
                 start = time.perf_counter()
 
     def seconds(self) -> float:
-        """What all shards took, over all attempts."""
+        """Seconds that making all shards took, over all attempts."""
         texts = (path.with_suffix(".json").read_text(encoding="utf-8") for path in self.items)
         return sum(json.loads(text)["seconds"] for text in texts)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say in an error what a failure to write `path` leaves behind."""
+    """If writing `path` fails, raise an OSError which says that earlier shards are kept."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What made a result: the commit and the machine."""
+"""Where a result comes from: the commit of the code and the machine."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def git_commit() -> str:
-    """The commit the code stands at, with `+` where src/ differs from it; `unknown` outside git."""
+    """The current commit's short hash, with `+` if src/ has uncommitted changes; `unknown` outside git."""
     try:
         root = _git("rev-parse", "--show-toplevel")
         changed = _git("-C", root, "status", "--porcelain", "--", "src")
@@ -17,12 +17,12 @@ def git_commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """What git prints."""
+    """Run git with these arguments and return what it prints."""
     return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def hardware() -> str:
-    """The processor, its cores, and the GPU if torch is loaded and sees one, in one line."""
+    """One line with the processor's name, its number of cores and, if torch sees one, the GPU's name."""
     import torch
 
     model = platform.processor() or platform.machine()

@@ -68,7 +68,7 @@ def test_an_expanded_collection_is_tuned_on_dev_and_searched_for_the_test_querie
 def test_the_original_is_searched_alike(space):
     collection = space.collection()
     found = search_and_save_bm25(space, collection, collection, "plain", notebook="06_doc2query", **GRID)
-    assert found.result.metadata["config"]["expanded"] is None
+    assert found.result.metadata["config"]["expansion"] is None
 
 
 def test_without_dev_queries_the_defaults_stand(space):
@@ -155,15 +155,15 @@ def made(passages):
 TEXTS = [f"text number {n} says this and that" for n in range(12)]
 
 
-def test_what_is_learnt_and_what_is_selected_by_are_of_different_halves():
+def test_what_is_learnt_and_what_is_selected_by_are_of_different_folds():
     data, collection = made(TEXTS)
     learn, select = data.split(0.3, 0)
     pairs = split_in_folds(collection, learn, select)
     assert {fold_of(text) for text in TEXTS} == {0, 1}
     assert fold_of(f" {TEXTS[0].upper()} ") == fold_of(TEXTS[0])
-    for half, (learnt, selected) in enumerate(pairs):
-        assert {fold_of(text) for text in learnt.passages.values()} == {1 - half}
-        assert {fold_of(text) for text in selected.passages.values()} == {half}
+    for fold, (learnt, selected) in enumerate(pairs):
+        assert {fold_of(text) for text in learnt.passages.values()} == {1 - fold}
+        assert {fold_of(text) for text in selected.passages.values()} == {fold}
     for whole, parts in ((learn, [p[0] for p in pairs]), (select, [p[1] for p in pairs])):
         found = [(e.query_id, d) for part in parts for e in part.examples for d in e.positives]
         assert sorted(found) == sorted((e.query_id, d) for e in whole.examples for d in e.positives)
@@ -183,13 +183,13 @@ def test_each_passage_is_written_for_by_the_writer_that_has_not_seen_it(space, p
         plain_folder, 1, device="cpu", passage_max_length=12, query_max_length=6
     )
     writers = [
-        KeptGenerator(space, f"w-{half}", start, learn, SHORT, select)
-        for half, (learn, select) in enumerate(pairs)
+        KeptGenerator(space, f"w-{fold}", start, learn, SHORT, select)
+        for fold, (learn, select) in enumerate(pairs)
     ]
     found = write_by_other_fold(writers, "sampled", collection, SAMPLED)
     assert list(found.queries) == collection.doc_ids
-    for half, writer in enumerate(writers):
-        own = [p for p in collection.passages if fold_of(p.contents) == half]
+    for fold, writer in enumerate(writers):
+        own = [p for p in collection.passages if fold_of(p.contents) == fold]
         alone = writer.write("again", replace(collection, passages=own), SAMPLED)
         assert {d: found.queries[d] for d in alone.queries} == alone.queries
     assert found.passages_per_s > 0
@@ -226,13 +226,14 @@ def test_a_writer_and_its_queries_are_made_once_and_read_without_the_model(space
         p.doc_id for p in collection.passages if len(p.text.split()) >= 5
     }
     assert all(len(found) == 3 for found in written.queries.values())
-    assert first.best["step"] == first.finished["best_step"]
+    assert first.training.best["step"] == first.training.best_step
     shutil.rmtree(space.models)
     shutil.rmtree(space.root / "build" / "queries")
     monkeypatch.setattr("dpr.experiments.doc2query.train_generator", Refuses())
     again = writer()
-    assert (again.history, again.finished) == (first.history, first.finished)
-    assert again.minutes == first.minutes > 0
+    assert again.training.history == first.training.history
+    assert again.training.finished == first.training.finished
+    assert again.training.minutes == first.training.minutes > 0
     assert again.write("sampled", collection, SAMPLED) == written
 
 
@@ -255,5 +256,5 @@ def test_a_writer_with_other_settings_is_trained_anew(space, writer):
     first = writer()
     shutil.rmtree(space.models)
     other = writer(replace(SHORT, learning_rate=2e-2))
-    assert other.finished["settings"]["learning_rate"] == 2e-2
-    assert other.history != first.history
+    assert other.training.finished["settings"]["learning_rate"] == 2e-2
+    assert other.training.history != first.training.history

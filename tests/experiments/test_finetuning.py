@@ -1,8 +1,9 @@
-"""Runs that a notebook makes once: trained, searched with, kept, and read only where they are the same."""
+"""Systems that a notebook trains once: searched with, kept, and read only where they are the same."""
 
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -22,6 +23,7 @@ from dpr.experiments.workspace import Workspace
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 from dpr.search.bm25 import BM25
+from dpr.training.resume import Training
 from dpr.training.settings import TrainingSettings
 
 SETTINGS = TrainingSettings(num_steps=2, batch_size=2, learning_rate=1e-2, eval_every=1, log_every=1)
@@ -74,10 +76,10 @@ def forget_model(space):
     shutil.rmtree(space.models)
 
 
-def test_a_run_is_trained_searched_with_and_kept(space, made):
+def test_a_system_is_trained_searched_with_and_kept(space, made):
     run = made()
-    assert [line["step"] for line in run.history if "loss" in line] == [1, 2]
-    assert run.finished["steps"] == 2
+    assert [line["step"] for line in run.training.history if "loss" in line] == [1, 2]
+    assert run.training.finished["steps"] == 2
     assert run.result.metadata["ablation"]
     assert run.result.metadata["seed"] == 0
     assert run.result.metadata["config"]["trained_on"] == "3 queries of tiny/train"
@@ -89,23 +91,26 @@ def test_a_run_is_trained_searched_with_and_kept(space, made):
 
 def test_it_is_trained_at_one_length_and_searches_at_another(space, made, encoder):
     run = made()
-    assert run.finished["start"]["passage_max_length"] == 8
+    assert run.training.finished["start"]["passage_max_length"] == 8
     assert run.result.metadata["config"]["passage_max_length"] == 16
     assert encoder.config.passage_max_length == 16
-    saved = BiEncoder.from_pretrained(space.model_folder(run.finished["data"]["name"], TAG) / "model")
+    saved = BiEncoder.from_pretrained(
+        space.model_folder("tiny/train", TAG) / "model"
+    )
     assert saved.config.passage_max_length == 8
     ready = saved.with_settings(passage_max_length=16)
     assert run.result.metadata["config"]["model"] == ready.fingerprint
 
 
-def test_the_same_run_is_read_without_its_model(space, made):
+def test_the_same_training_is_read_without_its_model(space, made):
     first = made()
     forget_model(space)
     second = made()
     assert not space.models.exists()
-    assert second.history == first.history
-    assert second.finished == first.finished
-    assert second.minutes == first.minutes > 0
+    assert second.training.history == first.training.history
+    searched = first.result.metadata["config"]["model"]
+    assert second.training.finished == {**first.training.finished, "searched": searched}
+    assert second.training.minutes == first.training.minutes > 0
     assert second.result.metadata == first.result.metadata
 
 
@@ -120,7 +125,7 @@ def test_the_same_run_is_read_without_its_model(space, made):
     ],
     ids=["seed", "rate", "validation", "collection", "model"],
 )
-def test_another_run_is_made_again(space, made, encoder, tiny_collection, changed):
+def test_another_training_is_made_again(space, made, encoder, tiny_collection, changed):
     made()
     forget_model(space)
     if "validation" in changed:
@@ -133,7 +138,7 @@ def test_another_run_is_made_again(space, made, encoder, tiny_collection, change
     again = made(**changed)
     assert space.models.exists()
     kept = json.loads((space.runs / "training" / f"{TAG}.json").read_text())
-    assert kept["settings"]["seed"] == again.finished["settings"]["seed"]
+    assert kept["settings"]["seed"] == again.training.finished["settings"]["seed"]
     assert kept["searched"] == again.result.metadata["config"]["model"]
 
 
@@ -150,7 +155,7 @@ def test_a_result_that_another_model_made_is_made_again(space, made, encoder):
 def test_two_encoders_are_made_and_read_alike(space, made, encoder):
     other = encoder.with_settings()
     first = made(encoder=TwoEncoders(encoder, other))
-    assert first.finished["start"]["encoders"] == 2
+    assert first.training.finished["start"]["encoders"] == 2
     assert first.result.metadata["config"]["passage_max_length"] == 16
     forget_model(space)
     assert made(encoder=TwoEncoders(encoder, other)).result.metadata == first.result.metadata
@@ -162,7 +167,7 @@ def test_minutes_are_those_of_steps_and_evaluations():
         {"eval_loss": 1.0, "step": 10, "eval_s": 12.0},
         {"loss": 1.0, "step": 15, "step_s": 3.6},
     ]
-    assert FineTuned(None, history, {}).minutes == pytest.approx((30 + 12 + 18) / 60)
+    assert Training(history, {}, Path()).minutes == pytest.approx((30 + 12 + 18) / 60)
 
 
 def test_negatives_come_from_the_whole_corpus_and_are_no_positives(space):
@@ -176,7 +181,7 @@ def test_negatives_come_from_the_whole_corpus_and_are_no_positives(space):
         assert not set(found) & set(example.positives)
 
 
-def test_the_pool_holds_what_is_relevant_and_what_bm25_finds_first(space):
+def test_the_sample_holds_what_is_relevant_and_what_bm25_finds_first(space):
     _, dev = space.training_data()
     asked = {query_id: "masks, two doses, zinc" for query_id in dev.queries}
     dev = replace(dev, all_queries={**dev.all_queries, **asked})
@@ -192,7 +197,7 @@ def test_the_pool_holds_what_is_relevant_and_what_bm25_finds_first(space):
     assert sample.fingerprint == validation_sample(space, dev).fingerprint
 
 
-def test_profiles_with_pools_of_other_sizes_share_one_of_a_given_size(space):
+def test_profiles_with_samples_of_other_sizes_share_one_of_a_given_size(space):
     _, dev = space.training_data()
     other = Workspace(
         replace(space.profile, validation_passages=space.profile.validation_passages + 1), space.root

@@ -74,7 +74,7 @@ def test_a_folder_is_a_profile_of_its_own(tmp_path, tiny_beir_folder, tiny_colle
     assert space.runs == tmp_path / "out" / "runs" / "tiny"
     assert space.collection().fingerprint == tiny_collection.fingerprint
     assert space.collection("train").split == "train"
-    assert sorted(space.splits()) == ["dev", "test", "train"]  # five train queries: one is for dev
+    assert sorted(space.splits) == ["dev", "test", "train"]  # five train queries: one is for dev
     assert [len(space.collection(split).queries) for split in ("train", "dev", "test")] == [4, 1, 2]
 
 
@@ -95,7 +95,7 @@ def test_the_smoke_profile_has_300_passages_and_40_queries(tmp_path):
     assert collection.scope.startswith("300 of ")
     assert collection.fingerprint == space.collection().fingerprint
     assert space.runs == tmp_path / "runs" / "docstrings"
-    assert space.splits() == ["train", "dev", "test"]
+    assert list(space.splits) == ["train", "dev", "test"]
 
 
 # --- passage_vectors ---------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from dpr.generation.expansion import (
     audit_queries,
     best_share,
     copied_terms,
-    cross_encoder_scores,
     encoder_scores,
     expand,
     without_duplicates,
@@ -100,16 +99,6 @@ def test_encoder_scores_are_the_cosines_of_each_query_and_its_passage(tiny_colle
             [vector] = encoder.encode_queries([query])
             cosine = vector @ passage / np.linalg.norm(vector) / np.linalg.norm(passage)
             assert score == pytest.approx(float(cosine), abs=1e-5)
-
-
-def test_cross_encoder_scores_are_of_each_query_with_its_passage(tiny_collection):
-    class WordsShared:
-        def predict(self, pairs):
-            return [len(set(words(query)) & set(words(passage))) for query, passage in pairs]
-
-    scores = cross_encoder_scores(WordsShared(), tiny_collection, {**QUERIES, "d2": []})
-    assert scores == {"d1": [1, 0], "d3": [0, 0, 1], "d2": []}
-    assert cross_encoder_scores(WordsShared(), tiny_collection, {}) == {}
 
 
 def test_the_best_share_is_of_all_queries_of_all_passages():

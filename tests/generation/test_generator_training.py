@@ -206,7 +206,7 @@ def test_what_cannot_be_trained_is_refused(generator, tmp_path):
     with pytest.raises(ValueError, match="6 training queries are validation queries too"):
         train_generator(generator, DATA, tmp_path / "b", SHORT, validation=DATA)
     train_generator(generator, DATA, tmp_path / "c", replace(SHORT, num_steps=1))
-    with pytest.raises(ValueError, match="holds a run with other settings: num_steps 1, not 2"):
+    with pytest.raises(ValueError, match="holds a training with other settings: num_steps 1, not 2"):
         train_generator(generator, DATA, tmp_path / "c", replace(SHORT, num_steps=2))
     run = json.loads((tmp_path / "c" / "training.json").read_text())
     assert run["start"]["passage_max_length"] == 12

@@ -1,6 +1,5 @@
 """Tracking: the same history in every file, at every moment, with the types it had."""
 
-import csv
 import json
 import os
 import struct
@@ -10,7 +9,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from dpr.training.tracking import FileTracker, Kind, NeptuneTracker, flatten, model_card
+from dpr.training.tracking import FileTracker, ModelKind, NeptuneTracker, flatten, model_card, tensorboard
 
 ABOUT = {
     "settings": {"num_steps": 4, "learning_rate": 3e-5, "symmetric": False, "patience": None},
@@ -30,7 +29,7 @@ ABOUT = {
     "versions": {"torch": "2.13.0"},
 }
 READS = "Pooling mean, similarity cosine, queries cut at 6 tokens and passages at 32; 1 encoder."
-KIND = Kind("A bi-encoder", READS, "sentence-transformers", "sentence-similarity")
+KIND = ModelKind("A bi-encoder", READS, "sentence-transformers", "sentence-similarity", ("modules.json",))
 TRAIN = {"loss": 2.5, "learning_rate": 1e-5, "step_s": 0.5}
 EVALUATION = {"eval_nDCG@10": 0.25, "eval_R@100": 1.0, "eval_loss": 2.0}
 
@@ -77,14 +76,14 @@ def short(tracker, folder):
     return run.end()
 
 
-def stopped(folder, losses):
-    """The history of a run that was stopped; its TensorBoard file is some seconds old."""
-    run = Run(FileTracker(folder), folder)
+def stopped(make_tracker, folder, losses):
+    """The history of a training that was stopped; its TensorBoard file is some seconds old."""
+    run = Run(make_tracker(folder), folder)
     for loss in losses:
         run.step({**TRAIN, "loss": loss}, EVALUATION)
     run.end()
-    (path,) = (folder / "tensorboard").iterdir()
-    path.rename(path.with_name("events.out.tfevents.1.earlier"))
+    for path in folder.glob("tensorboard/*"):
+        path.rename(path.with_name("events.out.tfevents.1.earlier"))
     return run.state.log_history
 
 
@@ -93,19 +92,13 @@ def read_lines(folder):
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
-def read_csv(folder):
-    """The history as CSV has it."""
-    with (folder / "history.csv").open(newline="") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-
-
 def read_tensorboard(folder):
-    """What TensorBoard would show: tag → step → value, and the texts.
+    """What TensorBoard would show: tag → step → value.
 
     A file is a series of records: length as uint64, its checksum, a protocol buffer, its checksum. One that
     starts at a step hides what files before it have from that step on.
     """
-    shown, texts = {}, {}
+    shown = {}
     for path in sorted((folder / "tensorboard").iterdir()):
         content, start = path.read_bytes(), 0
         while start < len(content):
@@ -117,59 +110,53 @@ def read_tensorboard(folder):
                     tag: {s: v for s, v in values.items() if s < event.step} for tag, values in shown.items()
                 }
             for value in event.summary.value:
-                if value.HasField("tensor"):
-                    texts[value.tag] = value.tensor.string_val[0].decode()
-                else:
+                if not value.HasField("tensor"):
                     shown.setdefault(value.tag, {})[event.step] = value.simple_value
-    return shown, texts
+    return shown
 
 
 # --- files -------------------------------------------------------------------------------------
 
 
-def test_all_files_have_the_whole_history_after_every_line(folder):
+def test_the_file_has_the_whole_history_after_every_line(folder):
     run = Run(FileTracker(folder), folder)
     assert not (folder / "history.jsonl").exists()
     for number in range(1, 5):
         run.step(*[TRAIN, EVALUATION][: 1 + number % 2])
-        assert read_lines(folder) == read_csv(folder) == run.state.log_history
+        assert read_lines(folder) == run.state.log_history
     run.end()
-    assert (folder / "history.csv").read_text().splitlines()[0] == ",".join([*TRAIN, "step", *EVALUATION])
 
 
-def test_tensorboard_shows_the_history_and_the_settings(folder):
-    short(FileTracker(folder), folder)
-    shown, texts = read_tensorboard(folder)
-    assert shown["train/loss"] == {1: 2.5, 2: 1.5}
-    assert shown["train/learning_rate"] == pytest.approx({1: 1e-5, 2: 1e-5})
-    assert {tag: values for tag, values in shown.items() if tag.startswith("validation/")} == {
-        "validation/nDCG_10": {1: 0.25},
-        "validation/R_100": {1: 1.0},
-        "validation/loss": {1: 2.0},
-    }
-    assert len(shown) == 6
-    assert json.loads(texts["run/text_summary"].strip("`\n")) == ABOUT
-
-
-def test_a_run_gone_on_with_keeps_the_lines_of_its_earlier_part(folder):
-    kept = stopped(folder, [4.0, 3.0, 2.0])[:4]  # after the checkpoint of step 2
+def test_a_training_gone_on_with_keeps_the_lines_of_its_earlier_part(folder):
+    kept = stopped(FileTracker, folder, [4.0, 3.0, 2.0])[:4]  # after the checkpoint of step 2
     run = Run(FileTracker(folder), folder, kept)
     run.step({**TRAIN, "loss": 1.0})
     run.end()
     assert [line["loss"] for line in read_lines(folder) if "loss" in line] == [4.0, 3.0, 1.0]
-    assert read_lines(folder) == read_csv(folder) == run.state.log_history
-    shown, _ = read_tensorboard(folder)
-    assert (shown["train/loss"][1], shown["train/loss"][3]) == (4.0, 1.0)
-    assert 3 not in shown["validation/loss"]
+    assert read_lines(folder) == run.state.log_history
 
 
-def test_tensorboard_keeps_the_step_that_is_gone_on_from(folder):
-    run = Run(FileTracker(folder), folder, stopped(folder, [4.0, 3.0]))
-    run.step(TRAIN)
+def test_tensorboard_shows_the_history(folder):
+    short(tensorboard(folder, None), folder)
+    shown = read_tensorboard(folder)
+    assert shown["train/loss"] == {1: 2.5, 2: 1.5}
+    assert shown["train/learning_rate"] == pytest.approx({1: 1e-5, 2: 1e-5})
+    assert {tag: values for tag, values in shown.items() if tag.startswith("eval/")} == {
+        "eval/nDCG_10": {1: 0.25},
+        "eval/R_100": {1: 1.0},
+        "eval/loss": {1: 2.0},
+    }
+    assert len(shown) == 6
+
+
+def test_tensorboard_hides_what_came_after_the_checkpoint_that_is_gone_on_from(folder):
+    kept = stopped(lambda f: tensorboard(f, None), folder, [4.0, 3.0, 2.0])[:4]
+    run = Run(tensorboard(folder, folder / "checkpoints" / "checkpoint-2"), folder, kept)
+    run.step({**TRAIN, "loss": 1.0})
     run.end()
-    shown, _ = read_tensorboard(folder)
-    assert list(shown["train/loss"]) == [1, 2, 3]
-    assert list(shown["validation/loss"]) == [1, 2]
+    shown = read_tensorboard(folder)
+    assert shown["train/loss"] == {1: 4.0, 2: 3.0, 3: 1.0}
+    assert list(shown["eval/loss"]) == [1, 2]
 
 
 def test_the_bar_starts_where_the_run_goes_on(folder, capsys):

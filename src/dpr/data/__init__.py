@@ -1,1 +1,1 @@
-"""Collections, TREC runs and judgements, training data: read, checked, downloaded."""
+"""Reading, checking and downloading collections, TREC runs, judgements and training data."""

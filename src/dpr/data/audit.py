@@ -1,4 +1,4 @@
-"""What is in a collection and what can go wrong with it, counted before anything is measured."""
+"""Counts of a collection's contents and possible problems, to look at before anything is measured."""
 
 from dataclasses import dataclass
 
@@ -13,27 +13,27 @@ PERCENTILES = (50, 90, 99, 100)
 
 @dataclass(frozen=True)
 class Audit:
-    """Counts over one collection; lists hold ids, so that a count can be looked into.
+    """What was counted in one collection; lists hold the ids behind a count.
 
     Attributes:
         num_passages: Documents in the corpus.
-        empty: Documents with neither title nor text; an index skips them.
-        title_only: Documents with a title and no text; they are searched by their title.
-        duplicate_texts: Documents whose contents an earlier document already has.
+        empty: Documents with neither title nor text; BM25 leaves them out.
+        title_only: Documents with a title but no text; they are searched by their title.
+        duplicate_texts: Documents with the same contents as an earlier document.
         num_queries: Judged queries of the split.
         num_judgements: Judgements of the split.
         num_relevant: Judgements with a grade above 0.
-        negative_grades: (query_id, doc_id) graded below 0; evaluation counts them as 0.
-        judged_without_document: Judged doc_ids that the corpus does not hold.
-        queries_without_judgements: Query ids that no split judges.
-        queries_without_relevant: Judged queries for which no grade is above 0; they score 0.
-        queries_in_two_splits: Query ids of this split whose text, white space and case aside, is
-            also a query of another split: training on those would be training on the test.
+        negative_grades: (query_id, doc_id) pairs graded below 0; evaluation counts the grade as 0.
+        judged_without_document: doc_ids that are judged but not in the corpus.
+        queries_without_judgements: Ids of queries without judgements in any split.
+        queries_without_relevant: Ids of judged queries without a grade above 0; their nDCG is 0.
+        queries_in_two_splits: Ids of this split's queries whose text, ignoring case and white space, is
+            also a query of another split: training on one split would show queries of the other.
         mojibake: Documents whose contents look wrongly decoded (ftfy's heuristic).
-        token_lengths: Percentile → tokens of a document, special tokens included; empty without
-            a tokenizer.
-        max_length: The length documents are cut at, if one was given.
-        share_cut: Share of documents longer than `max_length`, from 0 to 1.
+        token_lengths: Percentile → length of a document in tokens, special tokens included; empty
+            if no tokenizer was given.
+        max_length: Number of tokens at which documents are cut; None if it was not given.
+        share_cut: Share of documents longer than `max_length`, from 0 to 1; None without it.
         fingerprint: The collection's content fingerprint.
     """
 
@@ -56,7 +56,7 @@ class Audit:
     fingerprint: str
 
     def rows(self) -> list[tuple[str, str]]:
-        """What was counted and how many, as text for a table."""
+        """Rows for a table: what was counted, and the count as text."""
         counted = [
             ("documents", self.num_passages),
             ("… empty", len(self.empty)),
@@ -80,15 +80,15 @@ class Audit:
 
 
 def audit_collection(collection: Collection, tokenizer=None, max_length: int | None = None) -> Audit:
-    """Count empty, duplicate, title-only, wrongly decoded and too long documents, and stray judgements.
+    """Count documents and judgements that can cause problems, such as empty or duplicate documents.
 
     Args:
-        collection: What to look at; judgements are those of its split.
-        tokenizer: A transformers tokenizer, for token lengths; without it they stay empty.
-        max_length: Tokens a document is cut at, special tokens included; needs the tokenizer.
+        collection: The collection to examine; judgements are those of its split.
+        tokenizer: A transformers tokenizer to measure token lengths; without it `token_lengths` is empty.
+        max_length: Number of tokens at which a document is cut, special tokens included; needs `tokenizer`.
 
     Raises:
-        ValueError: `max_length` without a tokenizer.
+        ValueError: `max_length` is given without a tokenizer.
     """
     if max_length is not None and tokenizer is None:
         raise ValueError("max_length counts tokens: give the tokenizer too")
@@ -120,7 +120,7 @@ def audit_collection(collection: Collection, tokenizer=None, max_length: int | N
 
 
 def token_lengths(texts, tokenizer) -> np.ndarray:
-    """Tokens in each text, special tokens included, nothing cut: an int array, one value a text."""
+    """Count the tokens of each of N texts, special tokens included, without cutting: int [N]."""
     encoded = tokenizer(
         list(texts), truncation=False, padding=False, return_attention_mask=False, verbose=False
     )
@@ -128,7 +128,7 @@ def token_lengths(texts, tokenizer) -> np.ndarray:
 
 
 def _shared_queries(collection: Collection) -> list[str]:
-    """Queries of this split whose normalised text also stands in another split."""
+    """Ids of this split's queries whose normalised text is also a query of another split."""
     others = {
         normalise(collection.all_queries[query_id])
         for split, qrels in collection.all_qrels.items()

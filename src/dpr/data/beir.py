@@ -10,16 +10,16 @@ from dpr.files import read_jsonl
 def read_beir(folder: Path | str, split: str = "test", name: str | None = None) -> Collection:
     """Read a collection from a folder in BEIR's layout.
 
-    A set with train and no dev judgements gives a fixed fifth of its train queries to dev.
+    If there are train but no dev judgements, a fixed fifth of the train queries becomes the dev split.
 
     Args:
-        folder: Holds corpus.jsonl, queries.jsonl and qrels/ with <split>.tsv files.
+        folder: A folder with corpus.jsonl, queries.jsonl and qrels/<split>.tsv files.
         split: `train`, `dev` or `test`.
-        name: The collection's name, by default the folder's.
+        name: The collection's name; by default the folder's name.
 
     Raises:
-        FileNotFoundError: A file of the layout is missing; says which are expected.
-        ValueError: Malformed content (file and line named), or a split that is not there.
+        FileNotFoundError: A file of the layout is missing; the message lists the expected files.
+        ValueError: Malformed content (the message names file and line), or a split that does not exist.
 
     Source: https://github.com/beir-cellar/beir/wiki/Load-your-custom-dataset
     """
@@ -45,12 +45,12 @@ def read_beir(folder: Path | str, split: str = "test", name: str | None = None) 
 
 
 def read_corpus(path: Path | str) -> list[Passage]:
-    """Read passages from lines of `{"_id": …, "title": …, "text": …}`; the title may be left out.
+    """Read passages from lines of `{"_id": …, "title": …, "text": …}`, where the title is optional.
 
     Raises:
-        ValueError: Not JSON, a field missing or no string, an id empty, with white space or given
-            twice; names file and line.
-        FileNotFoundError: No such file.
+        ValueError: A line is not a JSON object, a field is missing or not a string, or an id is empty,
+            holds white space or comes twice; the message names file and line.
+        FileNotFoundError: The file does not exist.
     """
     passages: dict[str, Passage] = {}
     for number, record in read_jsonl(path):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from dpr.data.text import join_title_text, stable_hash
 from dpr.data.trec import Qrels
 
-DEV_SHARE = 5  # a collection without a dev part gives one train query in five to it
+DEV_SHARE = 5  # without dev judgements, one train query in this many becomes a dev query
 
 
 class Passage(NamedTuple):
@@ -21,25 +21,26 @@ class Passage(NamedTuple):
 
     @property
     def contents(self) -> str:
-        """What is indexed and encoded: `join_title_text(title, text)`."""
+        """The text that is indexed and encoded: `join_title_text(title, text)`."""
         return join_title_text(self.title, self.text)
 
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """Passages with the queries and judgements of one split; the other splits are kept beside.
+    """Passages with the queries and judgements of one split; those of other splits are kept as well.
 
     Args:
         name: The collection's name.
-        passages: All documents, N of them, `doc_id` unique.
-        all_queries: query_id → text, for every split.
-        all_qrels: split name → judgements. Each judged query has a text.
-        split: The split that `queries` and `qrels` give.
-        scope: What is searched, "full corpus" or what it was cut to.
-        expansion: What the passages were made from, where queries were appended to them; see `expand`.
+        passages: All N documents, each with a unique `doc_id`.
+        all_queries: query_id → text, for the queries of every split.
+        all_qrels: split name → judgements. Each judged query of `split` must have a text.
+        split: The split whose queries and judgements `queries` and `qrels` return.
+        scope: Which part of the corpus is searched: "full corpus" or the size of a sample.
+        expansion: How generated queries were appended to the passages (see `expand`); None if they
+            were not.
 
     Raises:
-        ValueError: A doc_id given twice, a split that is not there, a judged query without text.
+        ValueError: A doc_id comes twice, the split does not exist, or a judged query has no text.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Collection:
 
     @property
     def qrels(self) -> Qrels:
-        """Judgements of this split."""
+        """Judgements of this split: query_id → doc_id → grade."""
         return self.all_qrels[self.split]
 
     @cached_property
@@ -85,12 +86,12 @@ class Collection:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits over the ids, titles and texts of all passages, in order (SHA-256)."""
+        """16 hex digits of SHA-256 over the ids, titles and texts of all passages, in order."""
         return _digest(field for passage in self.passages for field in passage)
 
     @cached_property
     def queries_fingerprint(self) -> str:
-        """16 hex digits over this split's queries and judgements, whatever their order (SHA-256)."""
+        """16 hex digits of SHA-256 over this split's queries and judgements; their order does not matter."""
         judged = (f"{q}\t{d}\t{grade}" for q, grades in self.qrels.items() for d, grade in grades.items())
         return _digest([*(f"{q}\t{text}" for q, text in sorted(self.queries.items())), *sorted(judged)])
 
@@ -99,20 +100,20 @@ class Collection:
         return replace(self, split=split)
 
     def sample(self, num_passages: int, num_queries: int, keep: Iterable[str] = ()) -> "Collection":
-        """Cut to a smaller collection, the same each time, in which the kept queries can be solved.
+        """Cut to a smaller collection, always the same, in which every query has a relevant passage.
 
-        Queries with a relevant passage are taken by the hash of their id; all their relevant
-        passages stay, others fill up by the hash of theirs. Scores over a sample are not
-        comparable with the full corpus, so its `scope` says what it is.
+        Queries that have a relevant passage are chosen by the hash of their id. All their relevant
+        passages are kept; other passages are added by the hash of their id up to `num_passages`.
+        Scores over a sample are not comparable with the full corpus, so `scope` names its size.
 
         Args:
-            num_passages: How many passages to keep; more where the relevant ones alone are more.
-            num_queries: How many queries of this split to keep; other splits are dropped.
-            keep: doc_ids to keep before others, such as what a system finds for the queries, so that
-                the sample is not too easy to search.
+            num_passages: How many passages to keep; more if the relevant ones alone are more.
+            num_queries: At most how many queries of this split to keep; other splits are dropped.
+            keep: doc_ids to add before other passages, such as the hits of a system for the queries,
+                so that the sample is not too easy to search.
 
         Raises:
-            ValueError: A number below 1.
+            ValueError: One of the two numbers is below 1.
         """
         if num_passages < 1 or num_queries < 1:
             raise ValueError(
@@ -143,13 +144,13 @@ class Collection:
 
 
 def hold_out_dev(train: Qrels) -> tuple[Qrels, Qrels]:
-    """Take a fixed fifth of the queries for tuning, the same wherever it is asked for.
+    """Hold out a fixed fifth of the queries for tuning; the same queries always give the same fifth.
 
     Args:
         train: Judgements of at least five queries.
 
     Returns:
-        (train, dev): every query in one of the two, chosen by the hash of its id.
+        (train, dev): each query is in exactly one of the two, chosen by the hash of its id.
 
     Raises:
         ValueError: Fewer than five queries.
@@ -164,7 +165,7 @@ def hold_out_dev(train: Qrels) -> tuple[Qrels, Qrels]:
 
 
 def _digest(fields: Iterable[str]) -> str:
-    """16 hex digits of SHA-256 over fields, each closed by a byte that UTF-8 never holds."""
+    """16 hex digits of SHA-256 over fields, each followed by a byte that never occurs in UTF-8."""
     digest = hashlib.sha256()
     for field in fields:
         digest.update(field.encode("utf-8", "surrogatepass") + b"\xff")

@@ -1,8 +1,8 @@
-"""A collection without a download: docstrings of installed packages, first sentences as queries.
+"""A collection that needs no download: docstrings of installed packages, with first sentences as queries.
 
 A passage is the docstring of a public function or class without its first sentence, and that
-sentence is the query. The sources are parsed, never imported; testing and training take them
-from different packages.
+sentence is the query. The sources are parsed, never imported. The test split and the training
+splits come from different packages.
 """
 
 import ast
@@ -24,34 +24,34 @@ from dpr.files import read_lines, write_text
 
 TEST_PACKAGES = ("networkx", "numpy", "sympy")
 TRAIN_PACKAGES = ("pandas", "scipy", "sklearn", "torch", "transformers")
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where a package is installed under another name
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # packages whose distribution has another name
 MIN_QUERY_WORDS, MAX_QUERY_WORDS = 4, 40
 MIN_BODY_WORDS, MAX_BODY_WORDS = 20, 200
 
-# Names of modules and folders with tests, copies of other projects, or what depends on the Python.
+# Modules and folders left out: tests, copies of other projects, and code that depends on Python's version.
 LEFT_OUT = {
     *("tests", "test", "testing", "_testing", "testing_utils", "_testutils", "conftest", "benchmarks"),
     *("_vendor", "externals", "array_api_compat", "array_api_extra", "cobyqa", "pyprima", "_uarray"),
     *("_pep440", "_appdirs", "_pyinstaller", "distutils"),
 }
-# For time and sameness: a compiler's inside; a folder for each model, with nearly one text for all.
+# Also left out: torch's internals, to save time; transformers' models, whose docstrings are nearly the same.
 LEFT_OUT_MODULES = ("torch._", "transformers.models")
 
-# Applied in turn to a docstring whose lines are stripped; what is left is prose.
+# Applied in this order to a docstring whose lines are stripped; plain prose remains.
 MARKUP = tuple(
     (re.compile(pattern, re.MULTILINE | re.DOTALL | re.IGNORECASE), replacement)
     for pattern, replacement in (
         (r"^```.*?^```$", ""),  # fenced code
-        (r"^>>>.*?(?=\n\n|\Z)", ""),  # doctests, with what they print
+        (r"^>>>.*?(?=\n\n|\Z)", ""),  # doctests with their output
         # See Also and References quote the first sentences of other docstrings
         (r"^(see also|references)\n[-=~]{3,}$.*?(?=^[^\n]+\n[-=~]{3,}$|\Z)", ""),
         (r"^([^\n]+)\n([-=~^*])\2{2,}$", r"\n\1:\n"),  # an underlined heading
         (r"^(examples?|explanation):$", ""),
-        (r"^\.\. [\w-]+ ?::[^\n]*$", "\n"),  # a directive; what it holds stays
-        (r"^[-=]+( +[-=]+)+$", ""),  # a rule of a table
+        (r"^\.\. [\w-]+ ?::[^\n]*$", "\n"),  # a directive's line; its content stays
+        (r"^[-=]+( +[-=]+)+$", ""),  # a horizontal line of a table
         (r"``([^`]+)``", r"\1"),
-        (r"(?::[\w:]+:)?`[~!]?([^`<]+?)(?:\s*<[^>`]*>)?`_{0,2}", r"\1"),  # :func:`~numpy.mean`, `x`
-        (r"\s?\[\w+\]_", ""),  # a citation, [1]_
+        (r"(?::[\w:]+:)?`[~!]?([^`<]+?)(?:\s*<[^>`]*>)?`_{0,2}", r"\1"),  # such as :func:`~numpy.mean` or `x`
+        (r"\s?\[\w+\]_", ""),  # a citation such as [1]_
     )
 )
 SENTENCE_END = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!etc\.)(?<! vs\.)(?<! al\.)\s+(?=\W*[A-Z0-9])")
@@ -62,29 +62,30 @@ NO_QUERY = re.compile(
 
 
 class Documented(NamedTuple):
-    """A passage, and the first sentence of the docstring that its text is the rest of."""
+    """A passage and its query: a docstring's first sentence is the query, the rest is the passage's text."""
 
     passage: Passage
     query: str
 
 
 def load_docstrings(split: str = "test", kept_in: Path | None = None) -> Collection:
-    """Build the collection from the packages installed here; other versions give other passages.
+    """Build the collection from the installed packages; other versions of them give other passages.
 
-    Some 4,000 files are parsed, in about ten seconds, unless what was read of these very packages is kept.
+    About 4,000 files are parsed in about ten seconds, unless `kept_in` holds the result for the same
+    package versions.
 
     Args:
-        split: `test` gives passages of `TEST_PACKAGES`; `train` and `dev` those of
-            `TRAIN_PACKAGES`, less any with a query or text found in the test passages.
-        kept_in: The folder to keep in, and look in for, what was read; None to parse once a process.
+        split: `test` gives the passages of `TEST_PACKAGES`; `train` and `dev` give those of
+            `TRAIN_PACKAGES`, without any whose query or text is also in the test packages.
+        kept_in: Folder that caches what was parsed; None to parse once per process instead.
 
     Returns:
-        A collection in which each passage has a query: `qrels` grade 1 for the passages whose
-        docstring begins with that sentence, and for all with the same text as one of these.
+        A collection in which each passage has a query. `qrels` gives grade 1 to the passages whose
+        docstring begins with the query, and to passages with the same text as one of these.
 
     Raises:
-        ValueError: Another split.
-        FileNotFoundError: A package is not installed.
+        ValueError: An unknown split.
+        FileNotFoundError: One of the packages is not installed.
     """
     if split not in ("train", "dev", "test"):
         raise ValueError(f"docstrings has no split {split!r}, only train, dev and test")
@@ -106,10 +107,10 @@ def load_docstrings(split: str = "test", kept_in: Path | None = None) -> Collect
 
 @cache
 def _read_packages(names: tuple[str, ...], kept_in: Path | None) -> tuple[Documented, ...]:
-    """Read some packages where they are installed, or what is kept of them, once a process."""
+    """Read installed packages, or what `kept_in` holds of them; done once per process."""
     folders = []
     for name in names:
-        spec = find_spec(name)  # of a top-level package: looks for it and runs nothing
+        spec = find_spec(name)  # for a top-level package this executes none of its code
         if spec is None or spec.origin is None:
             raise FileNotFoundError(f"the docstrings collection needs the package {name}; install it")
         folders.append(Path(spec.origin).parent)
@@ -126,14 +127,15 @@ def _read_packages(names: tuple[str, ...], kept_in: Path | None) -> tuple[Docume
 
 
 def read_package(folder: Path | str) -> list[Documented]:
-    """Take passage and query from the public top-level functions and classes of a package.
+    """Take a passage and a query from each public top-level function and class of a package.
 
     Args:
-        folder: The package's folder, named as the package. Modules of any name count, except
-            tests and copies of other projects (`LEFT_OUT`) and files this Python cannot read.
+        folder: The package's folder, named like the package. All its modules are read, except
+            `LEFT_OUT`, `LEFT_OUT_MODULES`, tests and files that this Python cannot parse.
 
     Returns:
-        Sorted by `doc_id`, the dotted path; the title is the package and the object's name.
+        The usable docstrings, sorted by `doc_id`, the object's dotted path. The title is the names
+        of package and object.
     """
     folder = Path(folder)
     found: dict[str, Documented] = {}
@@ -159,13 +161,13 @@ def read_package(folder: Path | str) -> list[Documented]:
 
 
 def _public_docstrings(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield name and raw docstring of each public function and class at a module's top level."""
+    """Yield the name and raw docstring of each public function and class at a module's top level."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+            warnings.simplefilter("ignore")  # about invalid escapes in the packages' strings
             tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # undecodable text too; null bytes are a ValueError before 3.11.4
-        return  # packages ship templates, and files for other Pythons, that nobody imports here
+    except (SyntaxError, ValueError):  # also for undecodable text; null bytes: ValueError before 3.11.4
+        return  # packages hold templates and files for other Python versions
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name[0] != "_":
             docstring = ast.get_docstring(node, clean=False)
@@ -177,10 +179,11 @@ def split_docstring(docstring: str) -> tuple[str, str]:
     """Split a docstring into its first sentence and the rest, as plain prose.
 
     Doctests, fenced code, directive and underline lines, reST markup and the sections See Also
-    and References go; white space collapses; the rest is cut at `MAX_BODY_WORDS` words.
+    and References are removed, and white space becomes single spaces.
 
     Returns:
-        (sentence, text): the sentence without its full stop, "" where the first paragraph is no prose.
+        (sentence, text): the sentence without its full stop, and at most `MAX_BODY_WORDS` words of the
+        rest. Both are "" if the docstring begins with a directive.
 
     >>> split_docstring('''Add two numbers. Both are `int`.
     ...
@@ -201,20 +204,21 @@ def split_docstring(docstring: str) -> tuple[str, str]:
 
 
 def is_query(sentence: str) -> bool:
-    """Tell a sentence of prose of 4 to 40 words from signatures, code, notices and lead-ins."""
+    """Whether a sentence is prose of 4 to 40 words, not a signature, code, a notice or a lead-in."""
     num_words = len(sentence.split())
     return MIN_QUERY_WORDS <= num_words <= MAX_QUERY_WORDS and NO_QUERY.match(sentence) is None
 
 
 def judge(documented: Iterable[Documented]) -> tuple[dict[str, str], Qrels]:
-    """Make queries of the first sentences and judge the passages by where these come from.
+    """Make queries of the first sentences; the passages they come from are relevant.
 
     Args:
         documented: Passages in the order of the collection.
 
     Returns:
-        (queries, qrels): equal sentences are one query, with `q:` and the `doc_id` of the first
-        source as its id; grade 1 for its sources and for passages of the same text as these.
+        (queries, qrels): equal sentences are one query, whose id is `q:` and the `doc_id` of the first
+        passage it comes from. Grade 1 goes to all passages it comes from and to passages with the same
+        text as one of these.
     """
     same_text: dict[str, list[str]] = {}
     same_query: dict[str, list[Documented]] = {}

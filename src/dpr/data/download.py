@@ -1,4 +1,4 @@
-"""Data over the net: fetched with resuming, checked, unpacked with care."""
+"""Downloading data: interrupted downloads are resumed, files are checked, archives unpacked safely."""
 
 import logging
 import lzma
@@ -33,11 +33,11 @@ BEIR_MD5 = {
 MSMARCO_TINY_URL = "https://storage.googleapis.com/unicamp-dl/ia368dd_2023s1/msmarco"
 MSMARCO_TINY = "msmarco_triples.train.tiny.tsv"
 MSMARCO_TINY_BYTES, MSMARCO_TINY_LINES = 8_076_179, 11_000
-ATTEMPTS = 5  # in a row that bring no new byte, before a download is given up
-BACKOFF_S = 0.5  # wait after a failure, doubled with each fruitless one
-TIMEOUT_S = (10, 60)  # to connect; without a byte
+ATTEMPTS = 5  # requests in a row without a new byte, after which a download is given up
+BACKOFF_S = 0.5  # seconds to wait after a failure; doubled with each failure in a row without a new byte
+TIMEOUT_S = (10, 60)  # seconds to wait for the connection; for the next byte
 CHUNK_BYTES = 64 * 1024
-# What zipfile raises over damaged bytes, OSError for a seek to before the start
+# What zipfile raises if an archive is damaged; OSError comes from seeking to before its start
 UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -50,23 +50,24 @@ UNREADABLE = (
 
 
 def download_beir(name: str, folder: Path | str, base_url: str = BEIR_URL) -> Path:
-    """Fetch a BEIR collection into `folder/name`; one that is there already is left as it is.
+    """Download a BEIR collection into `folder/name`, unless that folder exists.
 
-    A download that breaks off is kept as `name.zip.part` and continued, now or by a later call.
-    The archive is removed once unpacked; one with the right md5 found in `folder` is taken as fetched.
+    An interrupted download is kept as `name.zip.part` and continued, in this call or a later one.
+    If `folder` already holds `name.zip` with the right md5, that is used. The archive is removed after
+    unpacking.
 
     Args:
         name: A key of `BEIR_MD5`.
-        folder: Where collections lie; made if it is missing.
-        base_url: The address that `name.zip` is found under.
+        folder: The folder of all collections; created if it is missing.
+        base_url: URL under which `name.zip` is found.
 
     Returns:
         `folder/name`, in BEIR layout.
 
     Raises:
-        ValueError: An unknown name; a wrong md5 (what was fetched is removed); see also `extract_zip`.
+        ValueError: An unknown name; a wrong md5 (the download is removed); see also `extract_zip`.
         FileNotFoundError: The server has no such file.
-        ConnectionError: No answer or none of use, `ATTEMPTS` times in a row.
+        ConnectionError: `ATTEMPTS` requests in a row failed without bringing a new byte.
 
     Source: https://github.com/beir-cellar/beir (its table of datasets, with md5)
     """
@@ -89,22 +90,22 @@ def download_beir(name: str, folder: Path | str, base_url: str = BEIR_URL) -> Pa
 
 
 def download_msmarco_tiny(folder: Path | str, base_url: str = MSMARCO_TINY_URL) -> Path:
-    """Fetch the 11,000 triples of MS MARCO "tiny" into `folder/msmarco-tiny`, unless they are there.
+    """Download the 11,000 triples of MS MARCO "tiny" into `folder/msmarco-tiny`, unless they are there.
 
-    A download that breaks off is kept as a `.part` and continued. No checksum of the file was
-    published: its size and its lines are counted.
+    An interrupted download is kept as a `.part` file and continued. No checksum was published, so
+    the file's size and number of lines are checked instead.
 
     Args:
-        folder: Where data lies; made if it is missing.
-        base_url: The address that the file is found under.
+        folder: The folder of all data; created if it is missing.
+        base_url: URL under which the file is found.
 
     Returns:
         `folder/msmarco-tiny`, which holds the file.
 
     Raises:
-        ValueError: Another size or number of lines; what was fetched is removed.
+        ValueError: The size or number of lines is wrong; the download is removed.
         FileNotFoundError: The server has no such file.
-        ConnectionError: As `download_beir`.
+        ConnectionError: As in `download_beir`.
 
     Source: the course's notebooks (query, positive, negative; no header).
     """
@@ -126,7 +127,7 @@ def download_msmarco_tiny(folder: Path | str, base_url: str = MSMARCO_TINY_URL) 
 
 
 def _download(url: str, output_file: str, _pooch: object, part: Path) -> None:
-    """Bring `url` to `output_file` by way of `part`, in as many requests as that takes."""
+    """Download `url` into `part`, with as many requests as needed, then rename it to `output_file`."""
     furthest = failures = 0
     while True:
         try:
@@ -146,7 +147,7 @@ def _download(url: str, output_file: str, _pooch: object, part: Path) -> None:
 
 
 def _fetch_rest(url: str, part: Path) -> None:
-    """Ask for what `part` lacks and append it; start over where the server cannot continue."""
+    """Request the bytes that `part` lacks and append them; start over if the server cannot continue."""
     size = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={size}-"} if size else {})}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
@@ -154,7 +155,7 @@ def _fetch_rest(url: str, part: Path) -> None:
             raise FileNotFoundError(f"{url}: not on the server ({response.status_code})")
         content_range = response.headers.get("Content-Range", "")
         if response.status_code == 416 and content_range == f"bytes */{size}":
-            return  # nothing left to ask for: all was there before
+            return  # `part` is complete already
         if response.status_code == 416 or (
             response.status_code == 206 and f"bytes {size}-" not in content_range
         ):
@@ -178,20 +179,20 @@ def _fetch_rest(url: str, part: Path) -> None:
 
 
 def extract_zip(archive: Path | str, folder: Path | str, max_bytes: float = 20e9) -> Path:
-    """Unpack the archive's top folder of the same name as `folder` to `folder`, whole or not at all.
+    """Unpack the archive's top folder, which must have the name of `folder`, to `folder`, all or nothing.
 
-    The files are written to a temporary folder beside `folder`, renamed at the end.
+    The files are written to a temporary folder beside `folder` and moved at the end.
 
     Args:
         archive: A zip file.
-        folder: The folder to make; not there yet.
-        max_bytes: What the unpacked files may take.
+        folder: The folder to create; it must not exist yet.
+        max_bytes: Largest total size of the unpacked files.
 
     Returns:
         `folder`.
 
     Raises:
-        FileNotFoundError: No such archive.
+        FileNotFoundError: The archive does not exist.
         ValueError: `folder` exists; the archive cannot be unpacked, has no such top folder or is larger than
             `max_bytes`.
     """
@@ -204,12 +205,12 @@ def extract_zip(archive: Path | str, folder: Path | str, max_bytes: float = 20e9
     with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         try:
             with zipfile.ZipFile(archive) as opened:
-                total = sum(member.file_size for member in opened.infolist())  # zipfile reads no byte more
+                total = sum(member.file_size for member in opened.infolist())  # zipfile unpacks no byte more
                 if total > max_bytes:
                     raise ValueError(
                         f"{archive}: unpacks to {total:,} bytes, more than the {max_bytes:,.0f} allowed"
                     )
-                opened.extractall(temporary)  # nothing lands outside, links become plain files
+                opened.extractall(temporary)  # zipfile writes nothing outside; links become files
         except UNREADABLE as error:
             raise ValueError(f"{archive}: cannot be unpacked ({error}); if damaged, fetch it again") from None
         top = Path(temporary) / folder.name

@@ -1,21 +1,21 @@
-"""From judged pairs to training examples: each query once, its texts mended, copies told apart."""
+"""From judged pairs to training examples, one per query; the repairs and duplicates are recorded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dpr.data.text import mend, normalise
 
-KEPT_SAMPLES = 20  # mended texts kept to look at
+KEPT_SAMPLES = 20  # mended texts kept as samples
 
 
 @dataclass(frozen=True)
 class Example:
-    """A query with what is known about passages for it.
+    """A query with its positive and negative passages.
 
     Attributes:
-        query_id: The query's id; of a file, `q` and the line.
+        query_id: The query's id; for data from a .tsv file, `q` and the line number.
         query: Its text.
-        positives: doc_id → grade, above 0, highest grades first.
+        positives: doc_id → grade, which is above 0; highest grades first.
         negatives: doc_ids of passages given or mined as negatives, hardest first.
     """
 
@@ -27,19 +27,18 @@ class Example:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What was done to the source on the way.
+    """What was changed or skipped when training data was made from its source.
 
     Attributes:
-        num_rows: Pairs of a query and a passage read.
-        bad_lines: The lines skipped, each with file, number and reason.
-        num_mended: Texts that ftfy changed.
-        mended: Some of them, as (before, after).
-        duplicate_queries: Queries that had come before; their passages went to the first.
-        duplicate_passages: Passages whose text, case and white space aside, an earlier one has.
-        dropped_queries: Training queries left out because they are evaluation queries too.
+        bad_lines: The skipped lines, each as file, line number and reason.
+        num_mended: Number of texts that ftfy repaired.
+        mended: Up to `KEPT_SAMPLES` of these texts, as (before, after).
+        duplicate_queries: Number of queries merged into an earlier query with the same text.
+        duplicate_passages: Number of passages with the text of an earlier one, ignoring case and white
+            space.
+        dropped_queries: Texts of training queries left out because they are also evaluation queries.
     """
 
-    num_rows: int = 0
     bad_lines: tuple[str, ...] = ()
     num_mended: int = 0
     mended: tuple[tuple[str, str], ...] = ()
@@ -49,13 +48,13 @@ class Preparation:
 
 
 class Mender:
-    """Mends texts and remembers those it changed."""
+    """Repairs texts with `mend` and remembers those that changed."""
 
     def __init__(self):
         self.changed: dict[str, str] = {}
 
     def __call__(self, text: str) -> str:
-        """The text, mended as `mend` does."""
+        """Return the text as repaired by `mend`."""
         better = mend(text)
         if better != text:
             self.changed[text] = better
@@ -68,16 +67,17 @@ def gather_examples(
     mended: Mender,
     bad_lines: tuple[str, ...] = (),
 ) -> tuple[list[Example], dict[str, str], Preparation]:
-    """Examples from rows of query_id, query, doc_id and grade, all texts mended.
+    """Group rows of (query_id, query, doc_id, grade) into one example per query.
 
     Args:
-        rows: A row for each judged pair; those above 0 are positives, others negatives.
+        rows: One row per judged pair; passages graded above 0 are positives, others negatives.
         passages: doc_id → text.
-        mended: What mended the texts, for the record.
-        bad_lines: What was skipped on the way, for the record.
+        mended: The `Mender` that has repaired all texts; its changes are recorded.
+        bad_lines: Lines that were skipped, to be recorded.
 
     Returns:
-        One example for each query, the passages that the rows name, and what was done on the way.
+        One example for each query that has a positive, the passages that the rows name, and a record
+        of the changes. Negatives with the text of a positive of the same query are left out.
     """
     keys = {doc_id: normalise(passages[doc_id]) for _, _, doc_id, _ in rows}
     queries: dict[str, Example] = {}
@@ -98,7 +98,6 @@ def gather_examples(
         if positives:
             examples.append(replace(example, positives=positives, negatives=negatives))
     preparation = Preparation(
-        num_rows=len(rows),
         bad_lines=bad_lines,
         num_mended=len(mended.changed),
         mended=tuple(mended.changed.items())[:KEPT_SAMPLES],

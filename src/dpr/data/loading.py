@@ -1,4 +1,4 @@
-"""Finding a collection or training data by name: embedded, in a folder, or downloaded."""
+"""Loading a collection or training data by name, from installed packages, a folder or a download."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ MARKERS = ("pyproject.toml", "notebooks")
 
 
 def project_root() -> Path:
-    """The nearest folder upwards of the current one that holds this repository, else the current one."""
+    """The nearest folder, from the current one upwards, that holds this repository; else the current one."""
     here = Path.cwd()
     return next((f for f in (here, *here.parents) if all((f / m).exists() for m in MARKERS)), here)
 
@@ -20,19 +20,19 @@ def project_root() -> Path:
 def load_collection(name_or_folder: str | Path, split: str = "test") -> Collection:
     """Load a test collection by name or from a folder in BEIR layout.
 
-    A name is looked for in `$DPR_DATA_DIR`, then in the repository's `data/`; a BEIR collection
-    found in neither is downloaded into `data/`, checked against its published md5.
+    A name is looked for in `$DPR_DATA_DIR`, then in the repository's `data/`. A BEIR collection
+    found in neither is downloaded into `data/` and checked against its published md5.
 
     Args:
         name_or_folder: `docstrings` (from installed packages, nothing to download), a BEIR set (`scifact`,
-            `nfcorpus`, `trec-covid`, …), or the path of a folder, from the current one or the
+            `nfcorpus`, `trec-covid`, …), or the path of a folder, relative to the current folder or the
             repository's.
-        split: `train`, `dev` or `test`. Where a set has no dev judgements, dev is a fixed fifth of
-            the train queries. For `docstrings`, train and dev have passages of their own.
+        split: `train`, `dev` or `test`. If a set has no dev judgements, dev is a fixed fifth of
+            the train queries. For `docstrings`, train and dev have other passages than test.
 
     Raises:
-        FileNotFoundError: A folder that is not there or not in BEIR layout.
-        ValueError: An unknown name, a split that is not there, malformed content, a wrong md5.
+        FileNotFoundError: The folder does not exist or is not in BEIR layout.
+        ValueError: An unknown name or split, malformed content, or a wrong md5.
     """
     name = str(name_or_folder)
     if name_or_folder == "docstrings":
@@ -54,10 +54,10 @@ def load_collection(name_or_folder: str | Path, split: str = "test") -> Collecti
 
 
 def find_data(name: str) -> Path | None:
-    """The file or folder `name` in `$DPR_DATA_DIR` or the repository's `data/`, or None.
+    """Path of the file or folder `name` in `$DPR_DATA_DIR` or the repository's `data/`; None if in neither.
 
     Raises:
-        FileNotFoundError: `$DPR_DATA_DIR` is set to what is no folder.
+        FileNotFoundError: `$DPR_DATA_DIR` is set, but not to a folder.
     """
     places = [project_root() / "data"]
     if os.environ.get("DPR_DATA_DIR"):
@@ -71,15 +71,15 @@ def load_training_data(name_or_file: str | Path, max_bad_lines: int = 0) -> Trai
     """Load training data by name or from a file.
 
     Args:
-        name_or_file: `msmarco-tiny` (downloaded into `data/` where it is missing); the name of a folder
-            in `$DPR_DATA_DIR` or `data/` with one .tsv file, such as `squad-triples`; a .tsv file's
-            path; or a collection and its split, such as `scifact/train`.
-        max_bad_lines: Malformed lines of a file that may be skipped.
+        name_or_file: `msmarco-tiny` (downloaded into `data/` if it is missing); the name of a folder
+            in `$DPR_DATA_DIR` or `data/` with one .tsv file, such as `squad-triples`; the path of a
+            .tsv file; or a collection and its split, such as `scifact/train`.
+        max_bad_lines: Most malformed lines of a .tsv file that may be skipped.
 
     Raises:
-        FileNotFoundError: None of these.
-        ValueError: A folder with another number of .tsv files; what `read_training_tsv`,
-            `TrainingData.from_collection` and `load_collection` refuse.
+        FileNotFoundError: `name_or_file` is none of the above.
+        ValueError: The folder does not hold exactly one .tsv file, or as in `read_training_tsv`,
+            `TrainingData.from_collection` and `load_collection`.
     """
     name = str(name_or_file)
     if name.endswith((".tsv", ".tsv.gz")):

@@ -1,17 +1,17 @@
-"""Texts: joined, compared, mended, and put into an order that looks random but is always the same."""
+"""Joining, comparing and repairing texts, and a fixed order of texts that looks random."""
 
 import hashlib
 
 import ftfy
 
-# Mends wrongly decoded text only: quotes, ligatures and widths are left as the searched passages have them
+# Leaves quotes, ligatures and character widths as they are, so that texts match the searched passages
 MENDING = ftfy.TextFixerConfig(
     uncurl_quotes=False, fix_latin_ligatures=False, fix_character_width=False, normalization=None
 )
 
 
 def mend(text: str) -> str:
-    """Undo wrong decoding, as far as ftfy can tell, and nothing else.
+    """Repair wrongly decoded text as ftfy does, HTML entities included, but keep quotes and ligatures.
 
     >>> mend("what is a cafÃ©"), mend("“quoted”")
     ('what is a café', '“quoted”')
@@ -20,12 +20,12 @@ def mend(text: str) -> str:
 
 
 def query_key(text: str) -> str:
-    """What queries are told apart by: their words once mended, case and white space aside."""
+    """The form in which queries are compared: repaired by `mend`, then normalised."""
     return normalise(mend(text))
 
 
 def join_title_text(title: str, text: str) -> str:
-    """Join a title and a text with one space; either alone where the other is empty.
+    """Join a title and a text with one space; if one of them is blank, return the other.
 
     >>> join_title_text("Masks", "They work."), join_title_text("Masks", " ")
     ('Masks They work.', 'Masks')
@@ -34,7 +34,7 @@ def join_title_text(title: str, text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    r"""A text with case and white space evened out: in this form queries and texts are told apart.
+    r"""The text case-folded, with single spaces: the form in which queries and texts are compared.
 
     >>> normalise(" Add\n two  ")
     'add two'
@@ -43,5 +43,5 @@ def normalise(text: str) -> str:
 
 
 def stable_hash(text: str) -> str:
-    """A key that orders texts as if at random, alike on every machine and Python."""
+    """A hash of a text; sorting by it looks random but is the same on every machine and Python version."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -1,7 +1,7 @@
 """Training data of a bi-encoder: queries, each with positive and negative passages.
 
-However it is stored, data becomes one form: a query once, all its positives and negatives with it. So a
-query can not stand on both sides of a split, and a batch can tell which passages are no negatives of it.
+Whatever the source, each query occurs once, with all its positives and negatives. So no query can be on
+both sides of a split, and a batch can tell which passages must not serve as negatives of a query.
 """
 
 import hashlib
@@ -17,17 +17,17 @@ from dpr.data.text import normalise, query_key, stable_hash
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """Examples, one a query, and the text of every passage they name.
+    """One example for each query, and the text of every passage that the examples name.
 
     Args:
-        name: Where it comes from.
-        examples: No two with the same normalised query; each with a positive.
+        name: Where the data comes from.
+        examples: Each has a positive, and no two have the same normalised query.
         passages: doc_id → text, title included.
-        preparation: What was done to the source.
+        preparation: What was changed or skipped when the data was made.
 
     Raises:
-        ValueError: No example, a query or query_id twice, an example without a positive, a passage
-            without text.
+        ValueError: There is no example, a query or query_id occurs twice, an example has no positive, or
+            a query or passage has no text.
     """
 
     name: str
@@ -58,16 +58,16 @@ class TrainingData:
 
     @classmethod
     def from_collection(cls, collection: Collection) -> "TrainingData":
-        """Training data from the judgements of a collection's split.
+        """Make training data from the judgements of a collection's split.
 
         Grades above 0 are positives, others negatives. Judged documents that the corpus lacks or that
-        have no text are left out, and queries that are left without a positive.
+        have no text are left out, as are queries that then have no positive.
 
         Args:
-            collection: With the split to train on, such as `train`.
+            collection: The collection, with the split to train on, such as `train`.
 
         Raises:
-            ValueError: The split `test`; nothing left.
+            ValueError: The split is `test`, or nothing is left.
         """
         if collection.split == "test":
             raise ValueError(f"{collection.name}: the test split is for evaluation; train on another one")
@@ -86,12 +86,12 @@ class TrainingData:
 
     @cached_property
     def text_keys(self) -> dict[str, str]:
-        """doc_id → a key that passages of the same text, case and white space aside, share."""
+        """doc_id → hash of the passage's text, equal for texts that differ only in case and white space."""
         return {doc_id: stable_hash(normalise(text)) for doc_id, text in self.passages.items()}
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits over all queries, and passages by their roles and grades (SHA-256)."""
+        """16 hex digits of SHA-256 over all queries and the texts (and grades) of their passages, by role."""
         digest = hashlib.sha256()
         for e in self.examples:
             positives = [(grade, self.passages[doc_id]) for doc_id, grade in e.positives.items()]
@@ -100,13 +100,13 @@ class TrainingData:
         return digest.hexdigest()[:16]
 
     def without_queries(self, *collections: Collection) -> "TrainingData":
-        """Leave out the queries that are asked, in the same normalised words, of one of some collections.
+        """Leave out queries that, compared by `query_key`, are also queries of one of the collections.
 
         Args:
-            *collections: With the splits that are evaluated on.
+            *collections: Collections, each with the split that is used for evaluation.
 
         Returns:
-            The rest; `preparation.dropped_queries` names what was left out.
+            The other queries; `preparation.dropped_queries` lists those left out.
 
         Raises:
             ValueError: Nothing is left.
@@ -118,17 +118,17 @@ class TrainingData:
         return replace(self, examples=kept, preparation=known)
 
     def split(self, share: float, seed: int) -> tuple["TrainingData", "TrainingData"]:
-        """Hold out a share of the queries, with all that belongs to them.
+        """Hold out a share of the queries with their examples.
 
         Args:
-            share: Of the queries, between 0 and 1.
-            seed: Another seed holds out other queries; the order of the examples does not matter.
+            share: Share of the queries to hold out, between 0 and 1.
+            seed: Selects which queries are held out; the order of the examples does not matter.
 
         Returns:
-            (train, held_out), no query in both.
+            (train, held_out): no query is in both; both keep all passages.
 
         Raises:
-            ValueError: A share that leaves one of the two empty.
+            ValueError: The share leaves one of the two empty.
         """
         count = round(share * len(self.examples))
         if not 0 < count < len(self.examples):
@@ -144,10 +144,10 @@ class TrainingData:
         )
 
     def with_positives(self, keep: Callable[[Example], Mapping[str, int]]) -> "TrainingData":
-        """Keep some of the positives of each query, and only the passages that are still named.
+        """Keep some of the positives of each query, and only the passages that examples still name.
 
         Args:
-            keep: What an example keeps of its positives; where that is nothing, the query goes.
+            keep: Returns the positives that an example keeps; if there are none, the query is dropped.
 
         Raises:
             ValueError: Nothing is left.
@@ -162,15 +162,15 @@ class TrainingData:
     def with_negatives(
         self, negatives: Mapping[str, Sequence[str]], passages: Mapping[str, str]
     ) -> "TrainingData":
-        """Put other negatives, such as mined ones, in the place of those there are.
+        """Replace the negatives of all queries by others, such as mined ones.
 
         Args:
-            negatives: query_id → doc_ids, hardest first; a query that is missing gets none.
-            passages: doc_id → text of these.
+            negatives: query_id → doc_ids, hardest first; a query without an entry gets no negatives.
+            passages: doc_id → text of these negatives.
 
         Raises:
-            ValueError: A negative with the text of a positive of the same query, or without text; no
-                negative for any query.
+            ValueError: A negative has no text or has the text of a positive of the same query, or
+                `negatives` has none of the queries.
         """
         if not any(e.query_id in negatives for e in self.examples):
             raise ValueError(f"the negatives are of {len(negatives)} queries, none of them of {self.name}")
@@ -189,11 +189,11 @@ class TrainingData:
 
 
 def as_collection(data: TrainingData, split: str = "dev") -> Collection:
-    """The queries of training data as a collection to search, over all of its passages.
+    """Turn training data into a collection whose queries are searched over all its passages.
 
     Args:
-        data: Such as the held-out part of a split, whose passages are those of the whole.
-        split: What to call the split.
+        data: The training data, such as the held-out part of a split, which keeps all passages.
+        split: Name of the collection's only split.
     """
     return Collection(
         data.name,
@@ -205,14 +205,14 @@ def as_collection(data: TrainingData, split: str = "dev") -> Collection:
 
 
 def merge(name: str, *parts: TrainingData) -> TrainingData:
-    """Several sets as one; a query that is in several keeps all its positives and negatives.
+    """Merge several data sets; a query that is in several keeps all its positives and negatives.
 
     Args:
-        name: The name of the whole.
-        *parts: Ids get the part's number before them, as two sets may use the same.
+        name: Name of the merged data.
+        *parts: The data sets. Each id gets its part's number in front, since two sets may share ids.
 
     Raises:
-        ValueError: No part.
+        ValueError: No data set is given.
     """
     examples: dict[str, Example] = {}
     passages: dict[str, str] = {}

@@ -1,8 +1,8 @@
-"""TREC runs and judgements: one reader and one writer, ordered as trec_eval orders.
+"""Reading and writing TREC runs and judgements, with hits in the order of trec_eval.
 
-A run file has six columns, `query_id Q0 doc_id rank score tag`. Whatever wrote it, hits count in
-the order of score and then doc_id, both descending, with scores compared in single precision:
-that is what trec_eval does, so a file means the same to every tool.
+A run file has six columns, `query_id Q0 doc_id rank score tag`. Whatever the order in the file, hits
+are ordered by score and then doc_id, both descending, with scores compared in single precision.
+trec_eval does the same, so a file means the same to every tool.
 
 Source: https://github.com/usnistgov/trec_eval (form_res_rels.c, get_trec_results.c).
 """
@@ -25,7 +25,7 @@ class Run(dict[str, dict[str, float]]):
     """A ranking for each query: `run[query_id][doc_id]` is a score, larger is better.
 
     Args:
-        hits: The scores; queries and documents in any order.
+        hits: query_id → doc_id → score, in any order.
         tag: The system's name, the sixth column of a run file.
     """
 
@@ -54,17 +54,17 @@ def ordered_hits(scores: Mapping[str, float]) -> list[tuple[str, float]]:
 
 
 def write_run(path: Path | str, run: Mapping[str, Mapping[str, float]], tag: str | None = None) -> None:
-    """Write a run file, best hit first, ranks from 1, scores in the digits of single precision.
+    """Write a run file, best hit first, with ranks from 1 and scores in single precision.
 
     Args:
-        path: The file; gzipped where it ends in .gz. Written atomically.
-        run: Scores by query and document, each query's hits in the order the system ranked them.
-        tag: The system's name; by default the run's own.
+        path: The file, gzipped if it ends in .gz; written atomically.
+        run: query_id → doc_id → score; each query's hits in the order in which the system ranked them.
+        tag: The system's name; by default the tag of the run.
 
     Raises:
         ValueError: A score is not finite, an id or the tag is empty or holds white space, or a
-            score rises with rank: a sign that distances were taken for scores. Systems that
-            return hits unordered sort them with `ordered_hits` first.
+            score rises with rank, a sign that distances were taken for scores. Hits that are not
+            in order must be sorted with `ordered_hits` first.
     """
     tag = tag or getattr(run, "tag", "dpr")
     check_id(tag, f"{path}: tag")
@@ -88,16 +88,16 @@ def write_run(path: Path | str, run: Mapping[str, Mapping[str, float]], tag: str
 
 
 def read_run(path: Path | str) -> Run:
-    """Read a run file of any system; the rank column is not trusted, scores decide.
+    """Read a run file of any system; hits are ordered by score, not by the rank column.
 
     Returns:
-        Each query's hits in trec_eval's order, with the file's tag.
+        The run, with each query's hits in trec_eval's order and the file's tag.
 
     Raises:
-        ValueError: A line has not six columns, a score is no finite number, a document comes
-            twice for a query, a file holds two tags, or scores rise with the rank column
-            throughout a query (distances written as scores); names file and line.
-        FileNotFoundError: No such file.
+        ValueError: A line does not have six columns, a score or rank is not a finite number, a document
+            comes twice for a query, the file holds two tags, or the scores of a query rise with the
+            rank (distances written as scores); the message names the file and the line or query.
+        FileNotFoundError: The file does not exist.
     """
     hits: dict[str, dict[str, float]] = {}
     ranks: dict[str, dict[str, int]] = {}
@@ -125,9 +125,9 @@ def read_run(path: Path | str) -> Run:
 def _refuse_distances(
     path: Path | str, query_id: str, scores: dict[str, float], ranks: dict[str, int]
 ) -> None:
-    """Refuse a query whose scores never fall and somewhere rise from rank to rank."""
+    """Raise ValueError if a query's scores never fall, and somewhere rise, from rank to rank."""
     if len(set(ranks.values())) < len(ranks):
-        return  # a rank column that says nothing
+        return  # with equal ranks the rank column gives no order
     by_rank = [scores[doc_id] for doc_id in sorted(ranks, key=ranks.__getitem__)]
     if len(by_rank) > 1 and by_rank[0] < by_rank[-1] and all(a <= b for a, b in pairwise(by_rank)):
         raise ValueError(
@@ -137,19 +137,19 @@ def _refuse_distances(
 
 
 def read_qrels(path: Path | str) -> Qrels:
-    """Read judgements, TREC's four columns or BEIR's three with a header.
+    """Read judgements in TREC's four columns, or in BEIR's three columns with a header.
 
     Args:
-        path: `query_id iteration doc_id relevance` separated by white space, or tab-separated
-            under the header `query-id corpus-id score`.
+        path: A file with the columns `query_id iteration doc_id relevance` separated by white space,
+            or with the header `query-id corpus-id score` and columns separated by tabs.
 
     Returns:
-        qrels[query_id][doc_id] = relevance; grades as in the file, −1 included.
+        qrels[query_id][doc_id] = relevance; grades as in the file, negative ones included.
 
     Raises:
-        ValueError: Wrong column count, a grade that is no whole number, or a pair judged twice;
-            names file and line.
-        FileNotFoundError: No such file.
+        ValueError: A wrong number of columns, a grade that is not a whole number, or a pair judged twice
+            (the message names file and line); or no judgement at all.
+        FileNotFoundError: The file does not exist.
     """
     qrels: Qrels = {}
     beir = False
@@ -179,13 +179,13 @@ def read_qrels(path: Path | str) -> Qrels:
 
 
 def single(score: float) -> np.float32:
-    """The score as trec_eval holds it, in single precision; infinite where that overflows."""
+    """The score in single precision, as trec_eval stores it; infinite if it overflows."""
     with np.errstate(over="ignore"):
         return np.float32(score)
 
 
 def _number(text: str, where: str) -> float:
-    """Read a finite number or say where it is not one."""
+    """Parse a finite number, or raise a ValueError that begins with `where`."""
     try:
         value = float(text)
     except ValueError:
@@ -196,10 +196,10 @@ def _number(text: str, where: str) -> float:
 
 
 def check_id(value: str, where: str) -> None:
-    """Refuse what cannot stand in a column of a run file.
+    """Check that a value can be written as a column of a run file.
 
     Raises:
-        ValueError: No string, empty, or with white space; begins with `where`.
+        ValueError: Not a string, empty, or with white space; the message begins with `where`.
     """
     if not isinstance(value, str) or not value or value.split() != [value]:
         raise ValueError(f"{where} {value!r} must be a string without white space")
@@ -209,15 +209,15 @@ def read_topics(path: Path | str, field: str = "question") -> dict[str, str]:
     """Read queries from TREC-COVID's XML, from `query_id⇥text` lines, or from BEIR's jsonl.
 
     Args:
-        path: The file; its ending (.xml, .jsonl, or else tab-separated) tells the form.
-        field: For XML, which child of a topic is the query: `query`, `question` or `narrative`.
+        path: The file; the ending .xml or .jsonl tells its format, any other means tab-separated lines.
+        field: For XML, the child of a topic that holds the query: `query`, `question` or `narrative`.
 
     Returns:
         query_id → text, in the file's order.
 
     Raises:
-        ValueError: Malformed XML, JSON or columns, a missing field, an id given twice.
-        FileNotFoundError: No such file.
+        ValueError: Malformed XML, JSON or columns, a missing field, an id that comes twice, or no query.
+        FileNotFoundError: The file does not exist.
     """
     path = Path(path)
     ending = Path(path.name.removesuffix(".gz")).suffix
@@ -237,7 +237,7 @@ def read_topics(path: Path | str, field: str = "question") -> dict[str, str]:
 
 
 def _topic_records(path: Path, ending: str, field: str):
-    """Yield (place, query_id, text) from each topic of a file of any of the three forms."""
+    """Yield (place in the file, query_id, text) for each query of a file in any of the three formats."""
     if ending == ".xml":
         text = "\n".join(line for _, line in read_lines(path))
         try:

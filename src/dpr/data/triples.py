@@ -1,4 +1,4 @@
-"""Training data from files of triples (query, positive, negatives) and of pairs."""
+"""Training data from .tsv files of (query, positive) pairs or (query, positive, negatives) rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +12,17 @@ from dpr.files import read_lines
 def read_training_tsv(path: Path | str, name: str = "", max_bad_lines: int = 0) -> TrainingData:
     """Read lines of `query⇥positive`, or `query⇥positive⇥negative…`, without a header.
 
-    Equal texts are one passage. The id of a query is `q` and its line. MS MARCO "tiny" has this form.
+    Equal texts become one passage. A query's id is `q` and its line number. MS MARCO "tiny" has this format.
 
     Args:
         path: A UTF-8 file, plain or gzipped.
-        name: The data's name; by default the file's, without ending.
-        max_bad_lines: Lines that may be skipped: those with another number of fields than the first
-            line, with an empty field, or whose negative is their positive.
+        name: The data's name; by default the file's name without its ending.
+        max_bad_lines: Most bad lines that may be skipped. A line is bad if it has another number of
+            fields than the first line, an empty field, or a negative that equals the positive.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: More bad lines than that: names file, line and reason.
+        FileNotFoundError: The file does not exist.
+        ValueError: More than `max_bad_lines` lines are bad; the message names file, line and reason.
     """
     rows: list[tuple[str, str, str, int]] = []
     passages: dict[str, str] = {}
@@ -49,7 +49,7 @@ def read_training_tsv(path: Path | str, name: str = "", max_bad_lines: int = 0) 
 
 
 def _what_is_wrong(fields: Sequence[str], columns: int) -> str:
-    """Why a line of a training file cannot be used, or nothing."""
+    """Why a line of a training file cannot be used; an empty text if it can."""
     if columns < 2:
         return "expected query, positive and perhaps negatives, separated by tabs; found no tab"
     if len(fields) != columns:

@@ -1,1 +1,1 @@
-"""Metrics, significance, and a look at single queries."""
+"""Metrics, significance tests, and analysis of single queries."""

@@ -1,4 +1,4 @@
-"""Looking into a run: on which queries it wins, and what its length bias is."""
+"""Analysing a run: on which queries it beats another run, and whether it prefers long documents."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -11,18 +11,18 @@ from dpr.evaluation.metrics import evaluate
 
 
 class QueryDifference(NamedTuple):
-    """One query on which two runs differ.
+    """One query's metric in two runs, and where each ranks its best relevant document.
 
     Attributes:
-        query_id: The query.
+        query_id: The query's id.
         query: Its text.
-        difference: The metric of the first run less that of the second.
+        difference: The metric of the first run minus that of the second.
         first: The metric of the first run.
         second: The metric of the second run.
-        relevant: The title (or first words) of the highest-graded relevant document, – if there is
-            none in the corpus.
-        first_rank: That document's rank in the first run, from 1; None where it is not in it.
-        second_rank: Its rank in the second run.
+        relevant: The title (or first words) of the highest-graded relevant document; "–" if there is
+            none or the corpus does not hold it.
+        first_rank: That document's rank in the first run, from 1; None if it is not among the hits.
+        second_rank: The same for the second run.
     """
 
     query_id: str
@@ -41,16 +41,16 @@ def query_differences(
     second: Mapping[str, Mapping[str, float]],
     metric: str = "nDCG@10",
 ) -> list[QueryDifference]:
-    """Every judged query with what two runs make of it, largest win of the first run first.
+    """Compare two runs on every judged query; the first run's largest wins come first.
 
     Args:
         collection: Queries, judgements and texts.
         first: A run.
         second: The run it is compared with.
-        metric: What is compared.
+        metric: The metric to compare.
 
     Raises:
-        ValueError: As `evaluate`.
+        ValueError: As in `evaluate`.
     """
     values = [evaluate(collection.qrels, run, [metric]).per_query[metric] for run in (first, second)]
     rows = []
@@ -68,7 +68,7 @@ def query_differences(
 def length_by_rank(
     collection: Collection, run: Mapping[str, Mapping[str, float]], depth: int = 20
 ) -> tuple[np.ndarray, float, float]:
-    """Give the median document length at each rank: does a system prefer short or long documents.
+    """Give the median document length at each rank, to see whether a system prefers long documents.
 
     Args:
         collection: The documents and judgements.
@@ -76,9 +76,9 @@ def length_by_rank(
         depth: How many ranks to look at.
 
     Returns:
-        Words at ranks 1 to depth, float [depth], NaN where no query has a hit there; the median
-        words of the collection's documents; the median words of the relevant ones, one value a
-        judgement.
+        Three median numbers of words: of the hits at each rank, float [depth], NaN at ranks where no
+        query has a hit; of the collection's documents; and of its relevant documents, counted once
+        per judgement.
 
     Raises:
         ValueError: No query of the run has a hit, or a hit is not in the collection.
@@ -102,6 +102,6 @@ def length_by_rank(
 
 
 def _rank(scores: Mapping[str, float], doc_id: str) -> int | None:
-    """A document's rank, from 1, or None."""
+    """A document's rank, from 1; None if it is not among the hits."""
     docs = [d for d, _ in ordered_hits(scores)]
     return docs.index(doc_id) + 1 if doc_id in scores else None

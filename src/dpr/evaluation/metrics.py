@@ -1,4 +1,4 @@
-"""Metrics: of a run against judgements, through ranx, and of generated texts against references."""
+"""Metrics of a run against judgements, computed by ranx, and of generated texts against references."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class Evaluation:
 
     Attributes:
         means: metric → mean over all judged queries, from 0 to 1.
-        per_query: metric → query_id → value; every judged query is there.
-        num_queries: Judged queries, the number each mean divides by.
-        num_missing: Judged queries for which the run has no hit; each counts as 0.
+        per_query: metric → query_id → value, for every judged query.
+        num_queries: Number of judged queries, by which each mean is divided.
+        num_missing: Number of judged queries for which the run has no hit; each counts as 0.
     """
 
     means: dict[str, float]
@@ -40,18 +40,18 @@ def evaluate(
     """Score a run against judgements as trec_eval does, but over all judged queries.
 
     Hits are ordered by `ordered_hits`, whatever their order in `run`. A judged query without hits
-    counts 0; queries without judgements are left out. Grades below 0 count as 0. nDCG takes the
-    grade as gain (trec_eval's, not 2^grade − 1).
+    counts as 0; queries without judgements are left out. Grades below 0 count as 0. The gain in nDCG
+    is the grade, as in trec_eval, and not 2^grade − 1.
 
     Args:
-        qrels: Judgements, at least one query.
-        run: Scores, larger is better. A cutoff deeper than the run was made measures the run as
-            it is: cut runs have no meaningful R@1000.
+        qrels: Judgements of at least one query.
+        run: query_id → doc_id → score, larger is better. It should be as deep as the cutoffs: R@1000 of
+            a run with 100 hits per query means nothing.
         metrics: Names with a cutoff: nDCG@k, RR@k, R@k, AP@k, P@k, and judged@k, the share of the
-            k best hits that are judged at all.
+            k best hits that have a judgement.
 
     Raises:
-        ValueError: No judgements, an unknown metric, or a run none of whose queries is judged.
+        ValueError: There are no judgements, a metric is unknown, or no query of the run is judged.
 
     Source: Järvelin and Kekäläinen 2002 (nDCG); https://github.com/usnistgov/trec_eval.
 
@@ -82,10 +82,10 @@ def evaluate(
 
 
 def split_metric(metric: str) -> tuple[str, int]:
-    """Take `nDCG@10` apart into its name and cutoff.
+    """Split a metric such as `nDCG@10` into its name and cutoff.
 
     Raises:
-        ValueError: A name that is not ours, or a cutoff that is no whole number of at least 1.
+        ValueError: The name is unknown, or the cutoff is not a whole number of at least 1.
     """
     name, _, cutoff = metric.partition("@")
     if (name not in RANX_NAMES and name != "judged") or not cutoff.isdecimal() or int(cutoff) < 1:
@@ -97,15 +97,15 @@ def split_metric(metric: str) -> tuple[str, int]:
 def _ranx_per_query(
     qrels: Qrels, ranked: Mapping[str, Sequence[str]], cutoffs: Mapping[str, tuple[str, int]]
 ) -> dict[str, dict[str, float]]:
-    """Ranx's values by metric and query, for queries with hits.
+    """Values that ranx computes for queries with hits: metric → query_id → value.
 
-    It is given arrays, for which its compiled code is kept between processes; for its own Qrels and Run
-    it compiles anew in each.
+    ranx gets arrays, because the code it compiles for arrays is cached on disk. For its own classes Qrels
+    and Run it would compile again in each process.
     """
     if not cutoffs or not ranked:
         return {metric: {} for metric in cutoffs}
     deepest = max(k for _, k in cutoffs.values())
-    # Rows of (document, grade), documents numbered by falling grade; −1 for none and for those not judged
+    # Per query, rows of (document, grade): documents numbered by falling grade, −1 if unjudged or absent
     judged = np.full((len(ranked), max(len(qrels[q]) for q in ranked), 2), (-1.0, 0.0))
     hits = np.full((len(ranked), min(deepest, max(map(len, ranked.values()))), 2), -1.0)
     for row, (query_id, docs) in enumerate(ranked.items()):
@@ -114,7 +114,7 @@ def _ranx_per_query(
         judged[row, : len(grades)] = [(number, grade) for number, (_, grade) in enumerate(grades)]
         found = docs[:deepest]
         hits[row, : len(found), 0] = [numbers.get(doc_id, -1) for doc_id in found]
-    import ranx  # two seconds
+    import ranx  # takes two seconds
 
     values = {m: getattr(ranx.metrics, RANX_NAMES[name])(judged, hits, k) for m, (name, k) in cutoffs.items()}
     return {metric: dict(zip(ranked, found, strict=True)) for metric, found in values.items()}
@@ -124,20 +124,20 @@ ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
 
 
 def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Score one text for each of N inputs against one reference or more.
+    """Score N generated texts, each against one or more references.
 
-    BLEU is of the corpus: n-gram counts are summed over all texts before they are divided, so it is no
-    mean over texts or batches. ROUGE is the mean over texts of the F1 with the nearest reference.
+    BLEU is computed over the corpus: n-gram counts are summed over all texts before dividing, so it is
+    not a mean over texts or batches. ROUGE is the mean over texts of the best F1 with any reference.
 
     Args:
         texts: N generated texts.
-        references: For each at least one; their number may differ.
+        references: For each text a list of at least one reference; the lists may differ in length.
 
     Returns:
         `BLEU`, `ROUGE-1`, `ROUGE-2` and `ROUGE-L`, each from 0 to 100.
 
     Raises:
-        ValueError: Other numbers of texts and references, none at all, or a text without a reference.
+        ValueError: The numbers of texts and lists differ or are 0, or a text has no list of references.
 
     Source: Post 2018, A call for clarity in reporting BLEU scores; Lin 2004, ROUGE.
     """

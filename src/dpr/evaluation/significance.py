@@ -1,4 +1,4 @@
-"""Whether one run is better than another, and how small a difference these queries could show."""
+"""Tests whether one run is better than another, and how small a difference the queries can show."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,24 +9,24 @@ from scipy import optimize, stats
 from dpr.data.trec import Qrels
 from dpr.evaluation.metrics import evaluate
 
-SHOWN_LEVEL, SHOWN_POWER = 0.05, 0.8  # what "would show" means in `smallest_difference`
+SHOWN_LEVEL, SHOWN_POWER = 0.05, 0.8  # level and power of the test in `smallest_difference`
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One run against the baseline, on one metric.
+    """One run compared with the baseline on one metric.
 
     Attributes:
         system: The run's name.
         metric: The metric's name.
         mean: The run's mean over all judged queries.
-        difference: That mean less the baseline's.
+        difference: That mean minus the baseline's.
         p_value: Two-sided p of Fisher's randomisation test, corrected by Holm's method.
-        significant: Whether that p is at most the level asked for.
-        smallest_difference: The smallest true difference that so many queries with such spread
-            would show (paired t-test, two-sided 0.05, power 0.8).
-        wins: Queries on which the run is better than the baseline.
-        losses: Queries on which it is worse.
+        significant: Whether `p_value` is at most the requested level.
+        smallest_difference: The smallest true difference that a test would detect with this number of
+            queries and this spread (paired t-test, two-sided level 0.05, power 0.8).
+        wins: Number of queries on which the run is better than the baseline.
+        losses: Number of queries on which it is worse.
     """
 
     system: str
@@ -49,24 +49,24 @@ def compare(
     level: float = 0.01,
     seed: int = 0,
 ) -> list[Comparison]:
-    """Test every run against the baseline, query by query.
+    """Test every run against the baseline, paired by query.
 
     Args:
         qrels: Judgements.
-        runs: System name → run; two or more, the baseline among them.
-        baseline: The name that the others are compared with.
-        metric: What is compared.
-        num_permutations: Random sign flips a test, 100,000 or more; with few enough queries
-            (16, say) all sign patterns are gone through instead.
-        level: The corrected p up to which a difference is marked.
-        seed: Makes the p-values reproducible.
+        runs: System name → run; at least two, including the baseline.
+        baseline: Name of the run that the others are compared with.
+        metric: The metric to compare.
+        num_permutations: Number of random sign patterns per test, at least 100,000. With so few
+            queries (say 16) that there are no more patterns than this, all of them are used.
+        level: A difference is marked as significant if its corrected p is at most this.
+        seed: Seed of the random signs, for reproducible p-values.
 
     Returns:
-        One comparison for each other run, in the order of `runs`.
+        One comparison for each run except the baseline, in the order of `runs`.
 
     Raises:
-        ValueError: A baseline that is not among the runs, nothing to compare it with, fewer than two
-            judged queries, or fewer permutations than 100,000.
+        ValueError: The baseline is not among the runs, there is no other run, fewer than two queries are
+            judged, or there are fewer than 100,000 permutations.
 
     Source: Smucker, Allan and Carterette 2007 (randomisation test); Holm 1979.
     """
@@ -82,18 +82,18 @@ def compare_per_query(
     level: float = 0.01,
     seed: int = 0,
 ) -> list[Comparison]:
-    """As `compare`, from values a query, such as means over the seeds of a model.
+    """Do the same as `compare` from per-query values, such as means over a model's seeds.
 
     Args:
-        per_query: System name → query_id → value; the same queries for all.
-        baseline: As in `compare`, like all that follow.
-        metric: What the values are.
-        num_permutations: Random sign flips a test.
-        level: The corrected p up to which a difference is marked.
-        seed: Makes the p-values reproducible.
+        per_query: System name → query_id → value; all systems have the same queries.
+        baseline: Name of the system that the others are compared with.
+        metric: Name of the metric that the values are of.
+        num_permutations: As in `compare`.
+        level: As in `compare`.
+        seed: As in `compare`.
 
     Raises:
-        ValueError: As `compare`; systems with other queries than the baseline.
+        ValueError: As in `compare`, or a system has values for other queries than the baseline.
     """
     if baseline not in per_query or len(per_query) < 2:
         raise ValueError(
@@ -131,16 +131,16 @@ def randomisation_test(differences: np.ndarray, num_permutations: int = 100_000,
     """Two-sided p of Fisher's paired randomisation test.
 
     Under the null hypothesis the two systems could be swapped on any query, so the signs of the
-    per-query differences are flipped at random. scipy runs it: ranx's version runs in threads
-    whose random state its seed does not reach.
+    per-query differences are flipped at random. scipy computes it, since ranx's version uses threads
+    whose random state its seed does not set.
 
     Args:
-        differences: float array [Q], one system's values less the other's.
-        num_permutations: Random sign patterns; all 2^Q are taken where that is no more.
-        seed: Of the random signs.
+        differences: float array [Q], one system's values minus the other's.
+        num_permutations: Number of random sign patterns; if 2^Q is no more than this, all are used.
+        seed: Seed of the random signs.
 
     Returns:
-        p from 2 / (num_permutations + 1), or 2 / 2^Q where all patterns are taken, to 1.
+        p, at most 1 and at least 2 / (num_permutations + 1), or 2 / 2^Q if all patterns are used.
 
     Source: Fisher 1935; Smucker, Allan and Carterette 2007.
     """
@@ -159,9 +159,9 @@ def randomisation_test(differences: np.ndarray, num_permutations: int = 100_000,
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for being many, keeping their order.
+    """Correct p-values for multiple comparisons by Holm's method; the results are in the same order.
 
-    The i-th smallest of m is multiplied by m − i + 1, never below the ones before it, at most 1.
+    The i-th smallest of m is multiplied by m − i + 1; no result is below that of a smaller p, or above 1.
 
     Source: Holm 1979, A simple sequentially rejective multiple test procedure.
 
@@ -176,18 +176,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def smallest_difference(differences: np.ndarray) -> float:
-    """The smallest true mean difference that a paired t-test would find four times in five.
+    """The smallest true mean difference that a paired t-test would detect four times out of five.
 
-    Two-sided at `SHOWN_LEVEL`, with power `SHOWN_POWER`.
+    The test is two-sided, with level `SHOWN_LEVEL` and power `SHOWN_POWER`.
 
     Args:
-        differences: float array [Q], Q at least 2; their spread and number decide.
+        differences: float array [Q], Q at least 2; only their spread and number matter.
 
     Returns:
-        A difference in the metric's unit; 0 where all differences are equal.
+        A difference in the metric's unit; 0 if all differences are equal.
 
     Raises:
-        ValueError: Fewer than two queries.
+        ValueError: There are fewer than two queries.
 
     Source: Cohen 1988, Statistical power analysis, chapter 2; Sakai 2018, Laboratory experiments
     in information retrieval, chapter 6 (noncentral t).
@@ -198,7 +198,7 @@ def smallest_difference(differences: np.ndarray) -> float:
     degrees = num_queries - 1
     critical = stats.t.ppf(1 - SHOWN_LEVEL / 2, degrees)
 
-    def missing_power(shift: float) -> float:  # the far tail adds less than 1e-5 and is left out
+    def missing_power(shift: float) -> float:  # the other tail adds less than 1e-5 and is left out
         return stats.nct.sf(critical, degrees, shift) - SHOWN_POWER
 
     shift = optimize.brentq(missing_power, 0.0, 2 * critical + 2)

@@ -1,1 +1,1 @@
-"""What only the notebooks and the README of this repository need."""
+"""Code that only the notebooks and the README of this repository need."""

@@ -1,17 +1,17 @@
-"""What a notebook says: answers in words, and the claims it checked, for its last cell."""
+"""Answers in words and checked claims, for the notebooks."""
 
 import math
 
 
 def say(markdown: str) -> None:
-    """Show an answer in words under a cell; its numbers come from the cell."""
+    """Show an answer in markdown below a cell, with numbers computed in that cell."""
     from IPython.display import Markdown, display
 
     display(Markdown(markdown))
 
 
 class Claims:
-    """Call it to check a claim: it raises where the claim fails and remembers it where it holds.
+    """Checks claims when called: raises an error if a claim fails, and records it in `rows` if it holds.
 
     >>> check = Claims()
     >>> check("half is between a third and one", 0.5, low=0.3, high=1)
@@ -26,14 +26,14 @@ class Claims:
         """Check that `value` lies from `low` to `high`, both included.
 
         Args:
-            claim: What holds, in words.
-            value: What was measured; a bool counts as 1 or 0.
+            claim: The claim in words.
+            value: The measured value; a bool counts as 1 or 0.
             low: Smallest value for which the claim holds.
-            high: Largest; an unexplained gain is an error too, so numbers get both.
+            high: Largest value for which it holds; an unexplained gain is an error too.
 
         Raises:
-            AssertionError: The value is outside, or NaN; names claim, value and bounds.
-            ValueError: No bound given.
+            AssertionError: The value is outside the bounds or NaN; the message names all of them.
+            ValueError: Neither bound is given.
         """
         if low == -math.inf and high == math.inf:
             raise ValueError(f"claim {claim!r} has no bound: it could not fail")

@@ -1,4 +1,4 @@
-"""Doc2query for a notebook: what generators learn from, generators and their queries kept, BM25 over them."""
+"""Doc2query in notebooks: training data, generators and queries that are made once, and BM25 search."""
 
 import hashlib
 import json
@@ -31,26 +31,26 @@ from dpr.training.settings import GeneratorSettings
 def generator_data(
     space: Workspace, sets: Sequence[str], most_queries: int, held_out: int
 ) -> tuple[TrainingData, TrainingData, list[str]]:
-    """Queries with the passages that answer them, to learn from and to select by.
+    """Collect queries and the passages that answer them, for training and for selecting checkpoints.
 
-    Two profiles that name the same sets, their own training data among them, get the same data, so one
-    generator serves both.
+    Profiles get the same data from the same arguments if `sets` has the training sets of all of them, so
+    one generator serves them all.
 
     Args:
-        space: Its training set comes first, unless it is among `sets`.
-        sets: Names of sets of pairs or triples, or `<collection>/train`; those that the data folder lacks
+        space: The workspace, whose training set is added in front if it is not among `sets`.
+        sets: Names of sets of pairs or triples, or `<collection>/train`; sets that the data folder lacks
             are left out.
-        most_queries: Of each set of pairs or triples in `sets` at most so many queries, at random.
-        held_out: Queries to select by, taken from all sets at random; at most a fifth.
+        most_queries: Most queries to take from each set of pairs or triples in `sets`, chosen at random.
+        held_out: Number of queries to hold out at random from all sets together; at most a fifth of them.
 
     Returns:
-        What to learn from, what to select by, and the sets left out. No dev or test query of a collection
-        that is named is in either.
+        (training data, held-out data, names of the sets left out). Neither part has a dev or test query of
+        the profile's collection or of those in `sets`.
     """
     own, _ = space.training_data()
     names = list(sets) if own.name in sets else [own.name, *sets]
     there = [name for name in names if name == own.name or find_data(name.removesuffix("/train"))]
-    evaluated = [space.collection(split) for split in space.splits() if split != "train"]
+    evaluated = [space.collection(split) for split in space.splits if split != "train"]
     seed, parts = space.profile.seeds[0], []
     for name in there:
         if name == own.name:
@@ -65,13 +65,13 @@ def generator_data(
                 _, part = part.split(most_queries / len(part.examples), seed)
         parts.append(part)
     data = merge("+".join(there), *(part.without_queries(*evaluated) for part in parts))
-    data = data.with_positives(lambda example: example.positives)  # passages of queries left out go
+    data = data.with_positives(lambda example: example.positives)  # drops the passages of queries left out
     learn, select = data.split(min(0.2, held_out / len(data.examples)), seed)
     return learn, select, [name for name in names if name not in there]
 
 
 def fold_of(text: str) -> int:
-    """Which of two folds a text belongs to, 0 or 1; copies, case and white space aside, to the same one.
+    """The fold of a text, 0 or 1; texts that differ only in case and white space share a fold.
 
     >>> fold_of("Masks work."), fold_of("masks  work."), fold_of("Zinc helps.")
     (1, 1, 0)
@@ -82,22 +82,23 @@ def fold_of(text: str) -> int:
 def split_in_folds(
     collection: Collection, learn: TrainingData, select: TrainingData
 ) -> list[tuple[TrainingData, TrainingData]]:
-    """Split training data by folds of its passages, where it has passages of the collection.
+    """Split training data into two folds by passage, if it has passages of the collection to expand.
 
-    A generator that has learnt a passage's own training queries writes them again from memory. The first
-    one gets nothing of the passages of fold 0, and so can write for those; the second nothing of fold 1.
+    A generator that was trained on the queries of a passage may write them again from memory. So the first
+    of two generators is trained without the passages of fold 0 and writes queries for these; the second is
+    trained without those of fold 1.
 
     Args:
-        collection: What will be expanded.
-        learn: What to learn from.
-        select: What to select by.
+        collection: The collection to expand.
+        learn: The training data.
+        select: The held-out data to select checkpoints by.
 
     Returns:
-        For each fold what to learn from, the other fold's, and what to select by, its own. Without a passage
-        in common one pair, as given.
+        For each fold, the part of `learn` in the other fold and the part of `select` in this one. If no
+        passage is in the collection, only the pair (`learn`, `select`).
 
     Raises:
-        ValueError: A fold with nothing to learn from or to select by.
+        ValueError: A part is empty.
     """
     to_expand = {normalise(passage.contents) for passage in collection.passages}
     if to_expand.isdisjoint(map(normalise, learn.passages.values())):
@@ -115,23 +116,23 @@ def split_in_folds(
 
 @dataclass(eq=False)
 class KeptGenerator:
-    """A query generator that is trained once, and whose queries are written once and kept in `runs/`.
+    """A query generator that is trained once, and whose queries are written once and saved in `runs/`.
 
-    The history lies in `runs/<collection>/training/<tag>.json`, queries in `runs/<collection>/queries/`;
-    both are read again as long as settings, data and start are the same, also where the model is not at
-    hand. Where it is needed and not there, it is trained anew.
+    The history is saved in `runs/<collection>/training/<tag>.json`, queries in `runs/<collection>/queries/`.
+    Both are read from there as long as settings, data and starting model are the same, even if the trained
+    model is missing. The model is only trained again if it is missing and needed.
 
     Args:
-        space: Where to read and write; the model lies in `models/<data>/<tag>`.
+        space: The workspace to read from and write to; the model goes to `models/<data>/<tag>`.
         tag: The training's name.
-        start: What is trained; it stays as it is.
-        data: What to learn from.
-        settings: How.
-        validation: What to select by.
-        callbacks: More of the Trainer's callbacks.
+        start: The generator to start from; it is not changed.
+        data: The training data.
+        settings: Settings of the training.
+        validation: Held-out queries to select the best checkpoint by.
+        callbacks: Further callbacks of the Trainer.
 
     Raises:
-        ValueError: What `train_generator` refuses.
+        ValueError: An error of `train_generator`.
     """
 
     space: Workspace
@@ -147,7 +148,7 @@ class KeptGenerator:
 
     @cached_property
     def training(self) -> Training:
-        """Its history, and what it was made from."""
+        """The training's record and history, read from `runs/` or made by training."""
         path = self.space.kept_training(self.tag)
         record = describe_generator_training(
             self.start, self.data, self.settings, self.validation, [self.tag]
@@ -159,7 +160,7 @@ class KeptGenerator:
 
     @cached_property
     def _trained(self) -> TrainedGenerator:
-        """The generator itself: trained, or read where that is finished."""
+        """The training with the generator itself, which is read if its training is finished."""
         folder = self.space.model_folder(self.data.name, self.tag)
         how = {"validation": self.validation, "tags": [self.tag], "callbacks": self.callbacks}
         return train_generator(self.start, self.data, folder, self.settings, **how)
@@ -167,13 +168,13 @@ class KeptGenerator:
     def write(
         self, name: str, collection: Collection, decoding: Decoding, overflow: str = "truncate"
     ) -> Generated:
-        """Queries for a collection's passages, sampled by the profile's first seed.
+        """Write queries for a collection's passages with the profile's first seed, or read the saved ones.
 
         Args:
-            name: Of the file `<tag>-<name>.jsonl.gz`.
-            collection: N passages.
-            decoding: How.
-            overflow: As `generate_queries` takes it.
+            name: The queries' name; they are saved as `<tag>-<name>.jsonl.gz`.
+            collection: The collection with the passages.
+            decoding: The settings for writing queries.
+            overflow: How to treat passages that are too long, as in `generate_queries`.
         """
         made_of = {
             **{part: self.training.finished[part] for part in IDENTITY},
@@ -192,7 +193,7 @@ class KeptGenerator:
         folder, seed = self.space.root / "build" / "queries" / digest, made_of["sampling_seed"]
         generator = self._trained.generator
         found = generate_queries(folder, generator, collection, decoding, seed=seed, overflow=overflow)
-        about.unlink(missing_ok=True)  # never beside queries made otherwise
+        about.unlink(missing_ok=True)  # it must never describe other queries
         write_queries(path, found.queries)
         rest = {"num_skipped": found.num_skipped, "passages_per_s": found.passages_per_s}
         write_text(about, json.dumps({"made_of": made_of, **rest}, indent=1) + "\n")
@@ -206,14 +207,14 @@ def write_by_other_fold(
     decoding: Decoding,
     overflow: str = "truncate",
 ) -> Generated:
-    """Queries for a collection's passages, each by the generator that has not learnt from that passage.
+    """Write queries for each passage of a collection with the generator not trained on that passage.
 
     Args:
-        generators: One, or two trained on what `split_in_folds` gives, in that order.
-        name: As `KeptGenerator.write` takes it, like the rest.
-        collection: N passages.
-        decoding: How.
-        overflow: What becomes of a passage beyond the generator's length.
+        generators: One generator, or two trained on the folds of `split_in_folds`, in the same order.
+        name: The queries' name, as in `KeptGenerator.write`.
+        collection: The collection with the passages.
+        decoding: The settings for writing queries.
+        overflow: How to treat passages that are too long, as in `generate_queries`.
     """
     if len(generators) == 1:
         return generators[0].write(name, collection, decoding, overflow)
@@ -230,14 +231,14 @@ def write_by_other_fold(
 
 @dataclass(frozen=True)
 class TunedBM25:
-    """BM25 over an expanded collection, its k1 and b chosen on dev queries.
+    """BM25 over an expanded collection, with k1 and b tuned on dev queries.
 
     Attributes:
-        result: On the test queries.
-        run: At full depth.
-        tuning: k1 and b tried on dev by nDCG@10; None where there is no dev part to these passages.
-        dev: Means on the dev queries with those, to choose among variants by; empty without tuning.
-        index_bytes: Of the Lucene index.
+        result: The result for the test queries.
+        run: The run at full depth.
+        tuning: The values of k1 and b tried and their nDCG@10 on dev; None if there are no dev queries.
+        dev: Metric → mean on the dev queries with the best k1 and b; empty if there are no dev queries.
+        index_bytes: Size of the Lucene index.
     """
 
     result: Result
@@ -259,24 +260,24 @@ def search_and_save_bm25(
     ablation: bool = True,
     written_by: str | None = None,
 ) -> TunedBM25:
-    """Index expanded passages, tune k1 and b on dev, search for the test queries, and write the result.
+    """Index expanded passages, tune k1 and b on dev, search for the test queries, and save the result.
 
-    The result is one over the original collection, whose documents are ranked; what was indexed is in its
-    settings.
+    The result counts as one over the original collection, as the same documents are ranked. Its settings
+    say how the passages were expanded.
 
     Args:
-        space: Where indexes and results go.
-        collection: The original, with the test queries.
-        expanded: Made from it by `expand`, or the original itself.
+        space: The workspace where the index and the result are saved.
+        collection: The original collection, with the test queries.
+        expanded: The collection that `expand` made from it, or the original itself.
         tag: The system's name.
-        notebook: The notebook that asks, without ending.
+        notebook: Name of the calling notebook, without the ending.
         k1_grid: Values of k1 to try.
         b_grid: Values of b to try.
-        ablation: Left out of the results table.
-        written_by: What wrote the queries, in words, for the results table.
+        ablation: Whether the result is left out of the results table.
+        written_by: What wrote the queries, in words, for the table's caption.
 
     Raises:
-        ValueError: `expanded` has other documents.
+        ValueError: `expanded` has other documents than `collection`.
     """
     if expanded.doc_ids != collection.doc_ids:
         raise ValueError(f"{tag}: the expanded collection has other documents than {collection.name}")

@@ -1,4 +1,4 @@
-"""Fine-tuning for a notebook: negatives and validation queries of a profile, trainings made once and kept."""
+"""Fine-tuning in notebooks: hard negatives, validation samples, and trainings that are made only once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ from dpr.training.negatives import Mined, mine_negatives
 from dpr.training.resume import Training, keep_training, read_kept_training
 from dpr.training.settings import TrainingSettings
 
-HARD_DEPTH = 3  # BM25's first hits of each validation query that `validation_sample` keeps
+HARD_DEPTH = 3  # BM25's best hits that `validation_sample` keeps for each query
 
 
 @dataclass(frozen=True)
 class FineTuned:
-    """A system that was trained, searched with, and kept.
+    """A fine-tuned system, whose training and result are saved in `runs/`.
 
     Attributes:
-        result: On the test queries.
-        training: Its history, and what it was made from.
+        result: The result for the test queries.
+        training: The training's record and history.
     """
 
     result: Result
@@ -37,18 +37,18 @@ class FineTuned:
 def bm25_negatives(
     space: Workspace, data: TrainingData, num_negatives: int, depth: int
 ) -> tuple[Mined, dict[str, str]]:
-    """Hard negatives at random from BM25's first hits over the whole corpus of the train queries.
+    """Choose hard negatives at random from BM25's best hits over all passages of the train split.
 
     Args:
-        space: Whose collection's train split `data` is from.
-        data: Queries and positives.
-        num_negatives: At most so many a query.
-        depth: Hits looked at.
+        space: The workspace of the collection that `data` is from.
+        data: Queries and positives from the train split.
+        num_negatives: Most negatives per query.
+        depth: Number of hits per query to choose from.
 
     Returns:
-        What was mined, and the corpus as doc_id → text.
+        What was mined, and all searched passages as doc_id → text.
     """
-    corpus = space.splits()["train"]
+    corpus = space.splits["train"]
     bm25 = BM25.build(corpus, space.index_folder(corpus))
     run = bm25.search({example.query_id: example.query for example in data.examples}, depth)
     passages = {passage.doc_id: passage.contents for passage in corpus.passages}
@@ -57,15 +57,15 @@ def bm25_negatives(
 
 
 def validation_sample(space: Workspace, validation: Collection, size: int | None = None) -> Collection:
-    """A small collection to select by: relevant, hard and random passages.
+    """Make a small collection to select checkpoints by, of relevant, hard and random passages.
 
     Args:
-        space: Its profile says how many queries and passages.
-        validation: The queries to select by, with all passages.
-        size: Passages in the place of the profile's number: profiles that share a model need the same.
+        space: The workspace, whose profile has the numbers of queries and passages.
+        validation: The validation queries, with all passages.
+        size: Number of passages instead of the profile's; profiles that share a model need the same one.
 
     Returns:
-        The queries with all that is relevant to them, BM25's first hits, and others at random.
+        The profile's number of queries, all passages relevant to them, BM25's best hits, and random passages.
     """
     size, num_queries = size or space.profile.validation_passages, space.profile.validation_queries
     bm25 = BM25.build(validation, space.index_folder(validation))
@@ -85,24 +85,24 @@ def train_and_search(
     notebook: str,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> FineTuned:
-    """Train, search for the test queries, and write both to `runs/`; or read what is kept of the same.
+    """Fine-tune an encoder, search for the test queries, and save both in `runs/`, unless already there.
 
-    The model lies in `models/<data>/<tag>`. It is trained at the profile's `training_length` and
-    searches at its `passage_max_length`.
+    The model is written to `models/<data>/<tag>`. Passages are cut to the profile's `training_length` in
+    training and to its `passage_max_length` in search.
 
     Args:
-        space: Where to read and write.
+        space: The workspace to read from and write to.
         tag: The system's name.
-        encoder: Where to start; it stays as it is.
-        data: What to learn from.
-        settings: How; the seed is the result's too.
-        validation: What to select by.
-        collection: What to search.
-        notebook: The notebook that asks, without ending.
-        callbacks: More of the Trainer's callbacks.
+        encoder: The encoder to start from; it is not changed.
+        data: The training data.
+        settings: Settings of the training; the result gets their seed.
+        validation: Queries and passages to select the best checkpoint by.
+        collection: The collection to search.
+        notebook: Name of the calling notebook, without the ending.
+        callbacks: Further callbacks of the Trainer.
 
     Raises:
-        ValueError: What `train` refuses.
+        ValueError: An error of `train`.
     """
     start = _with_passage_length(encoder, space.profile.training_length)
     path = space.kept_training(tag)
@@ -121,7 +121,7 @@ def train_and_search(
         collection,
         tag,
         notebook=notebook,
-        ablation=True,  # in the results table a mean over seeds stands for its runs
+        ablation=True,  # the results table shows the mean over seeds
         seed=settings.seed,
         trained_on=f"{len(data.examples):,} queries of {data.name}",
     )
@@ -130,29 +130,29 @@ def train_and_search(
 
 
 def _with_passage_length(encoder: BiEncoder | TwoEncoders, length: int) -> BiEncoder | TwoEncoders:
-    """The same weights, reading so many tokens of a passage."""
+    """The same encoder with another `passage_max_length`."""
     if isinstance(encoder, TwoEncoders):
         return TwoEncoders(encoder.query, encoder.passage.with_settings(passage_max_length=length))
     return encoder.with_settings(passage_max_length=length)
 
 
 class LiveCurves(TrainerCallback):
-    """A figure of the training so far, drawn again in its place at each evaluation.
+    """Shows a figure of the training so far, and updates it in place at each evaluation.
 
     Args:
-        metric: The validation metric to draw; one that is evaluated.
-        title: The figure's.
+        metric: The validation metric to draw; the evaluations must have it.
+        title: The figure's title.
     """
 
     def __init__(self, metric: str, title: str):
         self._metric, self._title, self._handle = metric, title, None
 
     def on_evaluate(self, args, state, control, **_) -> None:
-        """Show what was logged until now."""
+        """Show the history so far."""
         self.show(state.log_history)
 
     def show(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Show a history, in the place of what was shown before."""
+        """Show a history, in place of the one shown before."""
         from IPython.display import display
 
         figure = plot_training(history, self._metric, self._title)

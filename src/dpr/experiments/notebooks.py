@@ -22,22 +22,23 @@ from dpr.files import atomic_path
 from dpr.provenance import hardware
 
 PARAMETER = re.compile(r"^([A-Z][A-Z0-9_]*)(\s*=\s*)(.+?)(\s*#.*)?$")
-# What each takes on `sample`, two quiet cores: to say how long the rest of them will take
+# Seconds of each notebook on `sample` with two idle cores, to estimate how long the rest will take
 SAMPLE_SECONDS = {"01": 15, "02": 30, "03": 40, "04": 120, "05": 70, "06": 120, "07": 15}
 RENDERED = re.compile(r"^\*Rendered .*\*$", re.MULTILINE)
 
 
 def set_parameters(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> None:
-    """Put values into the cell tagged `parameters`, in place.
+    """Write values into the cell tagged `parameters`, in place.
 
-    Written there, not in a cell added behind it, so that a rendered notebook is what a reader executes.
+    They replace the values there instead of going into an added cell, so that a reader of the rendered
+    notebook executes the same code.
 
     Args:
-        notebook: With one cell tagged `parameters`, of lines `NAME = literal  # comment`.
-        values: Name → literal.
+        notebook: A notebook with one cell tagged `parameters`, of lines `NAME = literal  # comment`.
+        values: Name → new value, a string, number or other literal.
 
     Raises:
-        ValueError: No such cell, or a name that it does not have.
+        ValueError: There is not exactly one such cell, or it lacks a name.
     """
     cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1:
@@ -62,10 +63,10 @@ def set_parameters(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> N
 
 
 def clean(notebook: nbformat.NotebookNode, note: str) -> None:
-    """Leave only what a reader needs in the outputs, in place.
+    """Remove what a reader does not need from an executed notebook, in place.
 
-    Progress bars and other standard error, widgets, timings and records of the execution go; the line
-    `*Rendered …*` of the first cell says `note`.
+    This is standard error with its progress bars, widgets, timings and metadata of the execution. The line
+    `*Rendered …*` of the first cell is set to say `note`.
     """
     first = notebook.cells[0]
     first.source = RENDERED.sub(f"*Rendered {note}*", first.source)
@@ -84,16 +85,16 @@ def execute_notebook(path: Path, target: Path, parameters: dict[str, Any]) -> fl
     """Execute a notebook in a fresh kernel and write it, cleaned, to `target`.
 
     Args:
-        path: The notebook.
-        target: Where the result goes; after an error, what was executed so far goes beside it as
+        path: The notebook's file.
+        target: The file to write. After an error the notebook executed so far is written beside it as
             `<name>.failed.ipynb`.
-        parameters: Name → literal, put in its parameters cell.
+        parameters: Name → value for the cell tagged `parameters`.
 
     Returns:
-        Seconds it took.
+        Seconds that the execution took.
 
     Raises:
-        papermill.PapermillExecutionError: A cell raised.
+        papermill.PapermillExecutionError: A cell raised an error.
     """
     import papermill
 
@@ -112,7 +113,7 @@ def execute_notebook(path: Path, target: Path, parameters: dict[str, Any]) -> fl
                 cwd=path.parent,
                 kernel_name="python3",
                 request_save_on_cell_execute=False,
-                extra_arguments=["--IPKernelApp.log_level=50"],  # its remarks on transport and shutdown
+                extra_arguments=["--IPKernelApp.log_level=50"],  # hides remarks on transport and shutdown
             )
         except papermill.PapermillExecutionError:
             executed.replace(target.with_suffix(".failed.ipynb"))
@@ -127,7 +128,7 @@ def execute_notebook(path: Path, target: Path, parameters: dict[str, Any]) -> fl
 
 
 def extract_figures(notebook: Path, folder: Path) -> list[Path]:
-    """Write each image of an executed notebook to `folder/<notebook>-<n>.png` and say where."""
+    """Write the images of an executed notebook to `folder/<notebook>-<n>.png` and return the paths."""
     outputs = [o for cell in nbformat.read(notebook, as_version=4).cells for o in cell.get("outputs", [])]
     images = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
     paths = []
@@ -139,17 +140,17 @@ def extract_figures(notebook: Path, folder: Path) -> list[Path]:
 
 
 def execute_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
-    """Execute all notebooks in order, saying about how long the rest will take.
+    """Execute the notebooks in order; on `sample` also print about how long the rest will take.
 
     Args:
-        command: `execute` keeps everything in build/<profile>; `runs` writes run files to runs/ and the
+        command: `execute` writes everything to build/<profile>; `runs` writes run files to runs/ and
             notebooks to build/<profile>; `render` writes both over the committed files.
-        profile: As `get_profile` takes it.
-        only: Numbers of the notebooks to execute, as `02`; empty for all.
+        profile: The profile's name or a folder, as `get_profile` takes it.
+        only: Numbers of the notebooks to execute, such as `02`; empty for all.
 
     Raises:
         ValueError: An unknown profile.
-        FileNotFoundError: No notebooks here: not started in the repository.
+        FileNotFoundError: No notebooks are found, as this was not started in the repository.
     """
     get_profile(profile)
     root = project_root()
@@ -157,7 +158,7 @@ def execute_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
     if not paths:
         raise FileNotFoundError(f"{root / 'notebooks'}: no notebooks; start this in the repository")
     build = root / "build" / Path(profile).name
-    if os.environ.get("DPR_DATA_DIR"):  # kernels start in notebooks/
+    if os.environ.get("DPR_DATA_DIR"):  # as kernels start in notebooks/
         os.environ["DPR_DATA_DIR"] = str(Path(os.environ["DPR_DATA_DIR"]).resolve())
     figures, took, expected = [], 0.0, 0.0
     for number, path in enumerate(paths, start=1):
@@ -183,7 +184,7 @@ def execute_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; see `make help` for its usual calls."""
+    """The command line; `make help` lists its usual calls."""
     parser = argparse.ArgumentParser(prog="python -m dpr.experiments.notebooks", description=__doc__)
     parser.add_argument("command", choices=["execute", "render", "runs"])
     parser.add_argument("--profile", required=True)

@@ -1,4 +1,4 @@
-"""The notebooks' and the README's figures; each function draws one and returns it."""
+"""The figures of the notebooks and the README; each function draws one figure and returns it."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ COLOURS = (BLUE, RED, "#5a9e6f", "#8064a2", "#d99a3d", "#4bacc6")
 
 
 class Plot(Figure):
-    """A figure that notebooks show as PNG whatever the backend; pyplot does not hold on to it."""
+    """A figure that notebooks show as PNG with any backend and that pyplot does not keep in memory."""
 
     def _repr_png_(self) -> bytes:
         stream = io.BytesIO()
@@ -26,14 +26,14 @@ class Plot(Figure):
 
 
 def with_palette(png: bytes) -> bytes:
-    """The same picture in at most 128 colours: a quarter of the bytes, for notebooks in a repository."""
+    """Reduce a picture to at most 128 colours: a quarter of the bytes in the committed notebooks."""
     stream = io.BytesIO()
     Image.open(io.BytesIO(png)).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(stream, "PNG")
     return stream.getvalue()
 
 
 def _axes(title: str, xlabel: str, ylabel: str, size=SIZE):
-    """A figure with one set of axes."""
+    """Make a figure with one set of axes."""
     figure = Plot(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, fontsize=11)
@@ -44,7 +44,7 @@ def _axes(title: str, xlabel: str, ylabel: str, size=SIZE):
 
 
 def plot_token_lengths(lengths: np.ndarray, max_length: int, title: str) -> Plot:
-    """Histogram of document lengths in tokens, int [N], with the length they are cut at."""
+    """Histogram of document lengths in tokens, int [N], with a line where documents are cut."""
     figure, axes = _axes(title, "tokens in a document", "documents")
     axes.hist(np.minimum(lengths, np.percentile(lengths, 99.5)), bins=50, color=BLUE)
     axes.axvline(max_length, color=RED, label=f"cut at {max_length}")
@@ -53,7 +53,7 @@ def plot_token_lengths(lengths: np.ndarray, max_length: int, title: str) -> Plot
 
 
 def plot_tuning(tuning: Tuning, default: tuple[float, float], title: str) -> Plot:
-    """Heat map of the metric over k1 and b; the best setting and the default one are framed."""
+    """Heat map of the metric by k1 and b, with frames around the best and the default setting."""
     k1_values = sorted({k1 for k1, _ in tuning.grid})
     b_values = sorted({b for _, b in tuning.grid})
     grid = np.array([[tuning.grid[k1, b] for k1 in k1_values] for b in b_values])
@@ -75,14 +75,14 @@ def plot_tuning(tuning: Tuning, default: tuple[float, float], title: str) -> Plo
 
 
 def _frame(corner, colour: str, label: str):
-    """The outline of one cell."""
+    """The frame of one cell of the heat map."""
     from matplotlib.patches import Rectangle
 
     return Rectangle(corner, 1, 1, fill=False, edgecolor=colour, linewidth=2.5, label=label)
 
 
 def plot_differences(differences: Sequence[float], metric: str, title: str) -> Plot:
-    """One bar a query, float [Q], sorted: how often and how far one system beats the other."""
+    """Sorted bars, one per query, float [Q]: how often and by how much one system beats the other."""
     figure, axes = _axes(title, "queries, sorted", f"difference in {metric}")
     values = np.sort(np.asarray(differences))[::-1]
     axes.bar(np.arange(len(values)), values, width=1.0, color=np.where(values >= 0, BLUE, RED))
@@ -95,7 +95,7 @@ def plot_differences(differences: Sequence[float], metric: str, title: str) -> P
 def plot_length_by_rank(
     by_rank: Mapping[str, np.ndarray], collection_median: float, relevant_median: float, title: str
 ) -> Plot:
-    """Median words at each rank, float [depth] a system, beside the collection and the relevant ones."""
+    """Median document length in words at each rank, float [depth] per system, with two medians to compare."""
     figure, axes = _axes(title, "rank", "median words in a document")
     for (system, words), colour in zip(by_rank.items(), COLOURS, strict=False):
         axes.plot(np.arange(1, len(words) + 1), words, marker="o", markersize=3, color=colour, label=system)
@@ -107,7 +107,7 @@ def plot_length_by_rank(
 
 
 def plot_ann(results: Sequence[AnnResult], title: str) -> Plot:
-    """Speed over recall of every kind and setting beside exact search, with the Pareto front."""
+    """Speed by recall of every kind of index and setting, with exact search and the Pareto front."""
     figure, axes = _axes(title, "recall@10 against exact search", "queries a second, all at once")
     front = pareto(results)
     axes.plot([r.recall_10 for r in front], [r.queries_per_s for r in front], color="black", linewidth=0.8)
@@ -132,18 +132,18 @@ def plot_ann(results: Sequence[AnnResult], title: str) -> Plot:
 def plot_systems(
     values: Mapping[str, np.ndarray], published: Mapping[str, float], metric: str, title: str, axes=None
 ) -> Plot:
-    """Mean of each system's per-query values, float [Q], with a 95 % interval and the published figure.
+    """Mean of each system's per-query values, float [Q], with a 95 % interval and the published value.
 
     Args:
         values: System → per-query values, best system first.
-        published: System → the figure that others published, where there is one.
+        published: System → the value that others published, if there is one.
         metric: The metric's name, for the axis.
-        title: The answer, in words.
-        axes: Axes to draw on; by default a figure of its own.
+        title: What the figure shows, in words.
+        axes: The axes to draw on; by default those of a new figure.
 
     Returns:
-        The figure. The interval is of the mean, over queries; it says how far other queries of the
-        kind could move a bar, not whether two systems differ: that needs the paired test.
+        The figure. The interval of a mean says how far a bar could move with other queries of the same
+        kind. It does not say whether two systems differ, which needs a paired test.
     """
     figure = axes.figure if axes else None
     if axes is None:
@@ -167,7 +167,7 @@ def plot_systems(
 
 
 def plot_overfit(losses: Mapping[str, Sequence[float]], chance: float, below: float, title: str) -> Plot:
-    """Training loss over the steps, float [steps] a variant, with chance and what it must fall below."""
+    """Training loss by step, float [steps] per variant, with chance and the bound it must fall below."""
     figure, axes = _axes(title, "step", "training loss")
     for (name, values), colour in zip(losses.items(), COLOURS, strict=False):
         steps = np.arange(1, len(values) + 1)
@@ -180,12 +180,12 @@ def plot_overfit(losses: Mapping[str, Sequence[float]], chance: float, below: fl
 
 
 def plot_training(history: Sequence[Mapping[str, float]], metric: str, title: str) -> Plot:
-    """Four panels over the steps of a run: losses, learning rate, the metric, gradient norm.
+    """Four panels by training step: losses, validation metric, learning rate and gradient norm.
 
     Args:
-        history: What was logged; chance is drawn where it is in it.
-        metric: One that was evaluated.
-        title: The figure's.
+        history: The lines that a training logged; the loss of chance is drawn if they have it.
+        metric: The validation metric to draw; the evaluations must have it.
+        title: The figure's title.
     """
     figure = Plot(figsize=(8.0, 5.0), layout="constrained")
     figure.suptitle(title, fontsize=11)
@@ -215,7 +215,7 @@ def plot_training(history: Sequence[Mapping[str, float]], metric: str, title: st
 def plot_by_number(
     curves: Mapping[str, Mapping[int, float]], baseline: float, xlabel: str, ylabel: str, title: str
 ) -> Plot:
-    """A line a variant over a growing number, such as queries a passage, with the value without any."""
+    """One line per variant by a number such as queries per passage; `baseline` is the value without any."""
     figure, axes = _axes(title, xlabel, ylabel)
     for (name, values), colour in zip(curves.items(), COLOURS, strict=False):
         axes.plot(list(values), list(values.values()), color=colour, marker="o", markersize=4, label=name)
@@ -228,7 +228,7 @@ def plot_by_number(
 def plot_loss_and_metric(
     histories: Mapping[str, Sequence[Mapping[str, float]]], metric: str, title: str
 ) -> Plot:
-    """Each evaluation of some runs as a point: validation loss across, the validation metric up."""
+    """Validation metric by validation loss: a line for each training, a point for each evaluation."""
     figure, axes = _axes(title, "validation loss", f"{metric} in validation")
     for (name, history), colour in zip(histories.items(), COLOURS, strict=False):
         found = [line for line in history if "eval_loss" in line]

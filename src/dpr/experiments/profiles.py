@@ -1,4 +1,4 @@
-"""The profiles: the same notebooks, from two cores and no network to the full task on a GPU."""
+"""Profiles: settings of the same notebooks, from two cores without network to the full task on a GPU."""
 
 from dataclasses import dataclass, field, replace
 
@@ -7,23 +7,23 @@ from dpr.training.settings import GeneratorSettings, TrainingSettings
 
 @dataclass(frozen=True)
 class QueryWriting:
-    """How queries are written for passages, to expand them.
+    """Settings for training query generators and writing the queries that expand passages.
 
     Args:
-        checkpoint: The T5-like checkpoint that is trained; None: two stand-ins that need no download, the
-            better of which is used.
-        sets: Questions with answers to learn from, beside the profile's training set.
-        most_queries: Of each set of pairs or triples among those at most so many queries, at random.
-        held_out: Of all queries, so many to select by.
-        training: How, apart from the seed.
-        passage_max_length: Tokens a passage is cut at.
-        query_max_length: Tokens a query is cut at, and ended at when written.
-        decoder_layers: Of the stand-in that starts from an encoder.
-        vocab_size: Most pieces of the tokenizer of the stand-in that starts from nothing.
-        num_queries: Numbers of queries a passage to compare, growing.
+        checkpoint: The T5-like checkpoint to train. None: two stand-ins that need no download are trained,
+            and the better one is used.
+        sets: Names of the sets to learn from, in addition to the profile's training set.
+        most_queries: Most queries to take from each of `sets` that has pairs or triples, chosen at random.
+        held_out: Number of queries held out from training to select the best checkpoint by.
+        training: Settings of the training; its seed is replaced by the profile's.
+        passage_max_length: Passages are cut to this many tokens.
+        query_max_length: Most tokens in a query, in training and in writing.
+        decoder_layers: Layers of the decoder of the stand-in that starts from an encoder.
+        vocab_size: Most tokens in the vocabulary of the stand-in that starts from random weights.
+        num_queries: The numbers of queries per passage to compare, in ascending order.
 
     Raises:
-        ValueError: Numbers that do not grow.
+        ValueError: `num_queries` is empty or not ascending.
     """
 
     checkpoint: str | None = None
@@ -44,33 +44,33 @@ class QueryWriting:
 
 @dataclass(frozen=True)
 class Profile:
-    """Everything that a notebook takes from its one knob, `PROFILE`.
+    """All settings that a notebook takes from its parameter `PROFILE`.
 
     Args:
-        name: The knob's value.
-        collection: What `load_collection` is given: a name, or a folder in BEIR layout.
+        name: The profile's name, which is the value of `PROFILE`.
+        collection: The collection's name, or a folder in BEIR layout, as `load_collection` takes it.
         training_set: What the bi-encoder is fine-tuned on: `train` for the collection's own
             train judgements, or the name of a set of triples.
         base_model: The checkpoint that fine-tuning starts from.
-        encoders: Ready bi-encoders to measure; the first is the one looked at closely.
-        depth: Hits a query in a run before it is cut for keeping.
-        query_max_length: Tokens a query is cut at.
-        passage_max_length: Tokens a passage is cut at.
-        training: How the bi-encoder is fine-tuned, apart from the seed.
-        training_length: Tokens a passage is cut at in training; shorter than in search it is quicker.
-        hard_negatives: Whether BM25's finds are hard negatives; a set of triples keeps its own.
-        validation_passages: Passages that validation searches; more where the relevant ones are more.
-        validation_queries: Queries that it searches for.
-        factors: Whether fine-tuning is also varied by one factor at a time, which takes an hour on a CPU.
-        triples: Triples about other texts to train on too, for search without any of the collection's
-            own judgements; used where the data folder has them.
-        writing: How queries are written to expand passages with.
-        seeds: One training run each; the first also seeds everything else.
-        num_passages: Cut the collection to so many passages; None keeps all.
-        num_queries: Cut to so many queries of a split; None keeps all.
+        encoders: Trained bi-encoders to measure; the first one is examined more closely.
+        depth: Hits per query in a search; the saved run has fewer.
+        query_max_length: Queries are cut to this many tokens.
+        passage_max_length: Passages are cut to this many tokens in search.
+        training: Settings of fine-tuning; its seed is replaced by each of `seeds`.
+        training_length: Passages are cut to this many tokens in training; fewer than in search is quicker.
+        hard_negatives: Whether hits of BM25 are used as hard negatives; triples always keep their own.
+        validation_passages: Passages searched in validation; more if the relevant ones alone are more.
+        validation_queries: Queries searched for in validation.
+        factors: Whether to also fine-tune with one factor changed at a time, which takes an hour on a CPU.
+        triples: Name of a set of triples about other texts. Encoders trained on it show search without
+            the collection's own judgements; skipped if the data folder lacks the set.
+        writing: Settings for the queries that expand passages.
+        seeds: Seeds of fine-tuning, one training for each; the first one also seeds everything else.
+        num_passages: The collection is cut to this many passages; None keeps all.
+        num_queries: Each split is cut to this many queries, if `num_passages` is given; None keeps all.
 
     Raises:
-        ValueError: A size below 1 or no seed or encoder; names field and value.
+        ValueError: A size below 1, or no seed or encoder; the message names the field.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Profile:
             raise ValueError(f"profile {self.name}: at least one seed and one encoder are needed")
 
 
-# One generator for both small collections, without either's dev and test queries
+# One generator serves both small collections; it learns from no dev or test query of either
 SMALL_WRITING = QueryWriting(
     sets=("scifact/train", "nfcorpus/train", "medquad-pairs", "squad-triples"),
     most_queries=500,
@@ -229,14 +229,14 @@ PROFILES = {
 
 
 def get_profile(name: str) -> Profile:
-    """The profile called `name`, or one for a folder in BEIR layout.
+    """Get the profile with a name, or make one for a folder in BEIR layout.
 
     Args:
-        name: `sample`, `scifact`, `nfcorpus`, `trec-covid`, `smoke` (for tests), or a folder's
-            path, which gets the settings of `scifact`, without what is there to make a point.
+        name: `sample`, `scifact`, `nfcorpus`, `trec-covid`, `smoke` (for tests), or the path of a
+            folder. A folder gets the settings of `scifact`, except its `factors` and `triples`.
 
     Raises:
-        ValueError: Neither a known name nor a path.
+        ValueError: `name` is neither a profile's name nor a path.
     """
     if name in PROFILES:
         return PROFILES[name]

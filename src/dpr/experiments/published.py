@@ -1,4 +1,4 @@
-"""Figures that others published for the same systems and collections, to check ours against."""
+"""Values that others published for the same systems and collections, to check ours against."""
 
 from typing import NamedTuple
 
@@ -12,8 +12,8 @@ class Published(NamedTuple):
 
     Attributes:
         value: The metric's mean.
-        tolerance: How far ours may be, either way, before it is a bug here or a different setting.
-        source: Who published it.
+        tolerance: Largest difference from our value, up or down, that needs no explanation.
+        source: The publication.
     """
 
     value: float
@@ -28,7 +28,7 @@ def _row(metric: str, system: str, source: str, tolerance: float, **values: floa
     }
 
 
-# Tolerances: BM25 is deterministic; encoders differ by library versions and lengths.
+# Tolerances: BM25 is deterministic; results of encoders vary with library versions and text lengths.
 PUBLISHED = {
     **_row("nDCG@10", "bm25", ANSERINI, 0.0005, scifact=0.6789, nfcorpus=0.3218, trec_covid=0.5947),
     **_row("R@100", "bm25", ANSERINI, 0.0005, scifact=0.9253, nfcorpus=0.2457, trec_covid=0.1091),
@@ -42,5 +42,5 @@ PUBLISHED = {
 
 
 def published(collection: str, system: str, metric: str = "nDCG@10") -> Published | None:
-    """The published figure for a system on a full collection's test queries, or None."""
+    """The published result of a system for the test queries of a full collection, or None."""
     return PUBLISHED.get((collection, system, metric))

@@ -1,4 +1,4 @@
-"""The README's tables and figure, written from the files in runs/: `python -m dpr.experiments.report`."""
+"""Writes the README's tables and figure from the files in runs/: `python -m dpr.experiments.report`."""
 
 import re
 import sys
@@ -12,12 +12,12 @@ from dpr.experiments.published import PUBLISHED, published
 from dpr.experiments.results import Result, load_results
 from dpr.files import atomic_path, write_text
 
-COLLECTIONS = {"scifact": "SciFact", "nfcorpus": "NFCorpus"}  # what the README shows, in order
+COLLECTIONS = {"scifact": "SciFact", "nfcorpus": "NFCorpus"}  # those the README shows, in this order
 BASELINE = "bm25"
 COLUMNS = ("nDCG@10", "RR@10", "R@100")
 FIGURE = "runs/results.png"
-BROAD_TRAINING = "all-"  # names of encoders trained on a billion pairs
-SAID = {  # field of a result's settings → what the caption says
+BROAD_TRAINING = "all-"  # start of the names of encoders trained on a billion pairs
+SAID = {  # field of a result's settings → sentence in the caption
     "tuned_on": "`{}` was tuned on {}.",
     "trained_on": "`{}` was fine-tuned on {}.",
     "written_by": "The queries of `{}` were written by {}.",
@@ -29,8 +29,8 @@ def results_table(folder: Path) -> str:
     """A markdown table of the systems in `runs/<collection>`, best nDCG@10 first, with its caption.
 
     Raises:
-        FileNotFoundError: No run in the folder.
-        ValueError: Runs of one folder made over other passages or queries than the rest.
+        FileNotFoundError: The folder has no run.
+        ValueError: The folder's runs were not all made over the same passages and queries.
     """
     results = load_results(folder)
     made_of = {tuple(r.metadata["fingerprints"].values()) for r in results.values()}
@@ -45,7 +45,7 @@ def results_table(folder: Path) -> str:
 
 
 def _row(result: Result) -> str:
-    """One system's line."""
+    """The row of one system."""
     means, theirs = result.evaluation.means, published(result.collection, result.system)
     full = result.metadata["scope"] == "full corpus"
     values = " | ".join(f"{means[metric]:.4f}" for metric in COLUMNS)
@@ -66,7 +66,7 @@ def _row(result: Result) -> str:
 
 
 def _caption(results: dict[str, Result]) -> str:
-    """What the numbers of a table are: queries, scope, depth, hardware and what they can prove."""
+    """The caption of a table: queries, scope, depth, hardware and the smallest provable difference."""
     metadata = next(iter(results.values())).metadata
     depth = " or ".join(str(d) for d in sorted({r.metadata["depth"] for r in results.values()}))
     caption = (
@@ -94,7 +94,7 @@ def _caption(results: dict[str, Result]) -> str:
 
 
 def smallest_provable(results: dict[str, Result], metric: str = "nDCG@10") -> dict[str, float]:
-    """For each system but the baseline: the smallest true difference from it the queries would show."""
+    """System other than the baseline → smallest true difference from it that the queries would show."""
     if BASELINE not in results:
         return {}
     base = results[BASELINE].evaluation.per_query[metric]
@@ -108,13 +108,13 @@ def smallest_provable(results: dict[str, Result], metric: str = "nDCG@10") -> di
 
 
 def readme_sections(root: Path) -> dict[str, str]:
-    """Marker → what stands between `<!-- marker:begin -->` and `<!-- marker:end -->` in the README."""
+    """Marker → text to put between `<!-- marker:begin -->` and `<!-- marker:end -->` in the README."""
     tables = [f"### {title}\n\n{results_table(root / 'runs' / name)}" for name, title in COLLECTIONS.items()]
     return {"results": "\n\n".join(tables), "expected": expected_table("trec-covid")}
 
 
 def expected_table(collection: str) -> str:
-    """A markdown table of the figures that others published for a collection."""
+    """A markdown table of the values that others published for a collection."""
     rows = [
         f"| {system} | {metric} | {theirs.value:.4f} | {theirs.source} |"
         for (name, system, metric), theirs in PUBLISHED.items()
@@ -124,7 +124,7 @@ def expected_table(collection: str) -> str:
 
 
 def fill(readme: str, sections: dict[str, str]) -> str:
-    """Replace what stands between each section's markers.
+    """Replace the text between the markers of each section.
 
     Raises:
         ValueError: A marker is missing.
@@ -139,7 +139,7 @@ def fill(readme: str, sections: dict[str, str]) -> str:
 
 
 def draw(root: Path) -> None:
-    """Write the README's figure: every system on every collection, beside the published figures."""
+    """Draw the README's figure: every system on every collection, with the published values."""
     from matplotlib.figure import Figure
 
     from dpr.experiments.plots import plot_systems
@@ -158,7 +158,7 @@ def draw(root: Path) -> None:
 
 
 def main() -> None:
-    """Fill the README from runs/ and draw its figure."""
+    """Fill the README's tables from runs/ and draw its figure."""
     root = project_root()
     readme = root / "README.md"
     try:

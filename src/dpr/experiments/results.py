@@ -1,4 +1,4 @@
-"""Results as files: a run, what made it, and its metrics, side by side under runs/<collection>/."""
+"""Results as files in runs/<collection>/: a run, a description of how it was made, and its metrics."""
 
 import csv
 import io
@@ -15,18 +15,18 @@ from dpr.evaluation.metrics import METRICS, Evaluation, evaluate
 from dpr.files import read_lines, write_text
 from dpr.provenance import git_commit, hardware
 
-KEPT_DEPTH = 100  # hits a query in the kept run file; deeper metrics are in the table beside it
+KEPT_DEPTH = 100  # hits per query in the saved run file; the .csv has metrics of deeper ranks
 
 
 @dataclass(frozen=True)
 class Result:
-    """One system on one collection, as read from `runs/`.
+    """The result of one system on one collection, as saved in `runs/`.
 
     Attributes:
-        system: The system's name, the run's tag and the files' stem.
+        system: The system's name, which is also the run's tag and the files' name without its ending.
         collection: The collection's name.
-        metadata: What made the run: see `save_result`.
-        evaluation: Metrics by query, over the full depth.
+        metadata: How the run was made; `save_result` lists the fields.
+        evaluation: Metrics per query, over the full depth.
         path: The run file; `run()` reads it.
     """
 
@@ -37,7 +37,7 @@ class Result:
     path: Path
 
     def run(self) -> Run:
-        """The kept run, `KEPT_DEPTH` hits a query."""
+        """Read the saved run, with at most `KEPT_DEPTH` hits per query."""
         return read_run(self.path)
 
 
@@ -57,19 +57,19 @@ def save_result(
     """Write `<tag>.trec.gz` (the best 100 hits), `<tag>.json` and `<tag>.csv` (per-query metrics).
 
     Args:
-        folder: `runs/<collection>`; made where missing.
-        run: At its full depth; its tag names the system.
-        collection: What was searched; its split, scope and fingerprints are recorded.
-        notebook: The notebook that made it, without ending.
+        folder: `runs/<collection>`; made if it is missing.
+        run: The run at its full depth; its tag names the system.
+        collection: The searched collection; its split, scope and fingerprints are recorded.
+        notebook: Name of the notebook that made the run, without the ending.
         config: The system's settings and, for a model, its fingerprint; JSON values.
-        depth: Hits asked for.
-        wall_s: Seconds the search took, encoding of queries included.
-        index_bytes: What the searched index takes; None where none is searched, as in a fusion.
-        seed: If anything was random.
-        ablation: A variant shown to make a point, left out of the results table.
+        depth: Number of hits asked for per query.
+        wall_s: Seconds that the search took, encoding of queries included.
+        index_bytes: Size of the searched index; None if no index is searched, as in a fusion.
+        seed: The random seed, if the result depends on one.
+        ablation: Whether this is a variant that is left out of the results table.
 
     Raises:
-        ValueError: What `write_run` and `evaluate` refuse.
+        ValueError: An error of `write_run` or `evaluate`.
     """
     evaluation = evaluate(collection.qrels, run, METRICS)
     metadata = {
@@ -96,16 +96,16 @@ def save_result(
 
 
 def save_mean_of_seeds(system: str, results: Sequence[Result]) -> Result:
-    """Write a system trained several times: every metric is the mean over the seeds, query by query.
+    """Write the result of a system trained with several seeds: each metric of each query is their mean.
 
-    The run file is that of the first; `seeds` in the metadata has each seed's metrics.
+    The run file is that of the first seed; `seeds` in the metadata has the metrics of every seed.
 
     Args:
-        system: The system's name; its files lie beside those of the seeds.
-        results: One a seed, over the same queries.
+        system: The system's name; its files are written beside those of the seeds.
+        results: One result per seed, over the same queries.
 
     Raises:
-        ValueError: No result, a result without a seed, or results of other passages or queries.
+        ValueError: No result, a result without a seed, or results over different passages, queries or depths.
     """
     if not results or any(result.metadata["seed"] is None for result in results):
         raise ValueError(f"{system}: a mean over seeds needs results that each have a seed")
@@ -131,7 +131,7 @@ def save_mean_of_seeds(system: str, results: Sequence[Result]) -> Result:
 
 
 def _write(folder: Path, run: Run, metadata: dict[str, Any], evaluation: Evaluation) -> Result:
-    """The three files of a result."""
+    """Write the three files of a result."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["query_id", *METRICS])
@@ -145,11 +145,11 @@ def _write(folder: Path, run: Run, metadata: dict[str, Any], evaluation: Evaluat
 
 
 def load_result(folder: Path | str, system: str) -> Result:
-    """Read one system's files.
+    """Read the files of one system.
 
     Raises:
-        FileNotFoundError: A file is missing; says which notebook makes runs.
-        ValueError: The table is malformed, or its means are not those in the .json.
+        FileNotFoundError: A file is missing; the message says which notebooks write runs.
+        ValueError: The .csv is malformed, or its means are not those in the .json.
     """
     folder = Path(folder)
     paths = {ending: folder / f"{system}{ending}" for ending in (".trec.gz", ".json", ".csv")}
@@ -169,7 +169,7 @@ def load_result(folder: Path | str, system: str) -> Result:
 
 
 def _read_table(path: Path, num_queries: int) -> dict[str, dict[str, float]]:
-    """Per-query metrics of a .csv, as metric → query_id → value."""
+    """Read the per-query metrics from a .csv: metric → query_id → value."""
     per_query: dict[str, dict[str, float]] = {metric: {} for metric in METRICS}
     for number, line in read_lines(path):
         row = next(csv.reader([line]))
@@ -189,10 +189,10 @@ def _read_table(path: Path, num_queries: int) -> dict[str, dict[str, float]]:
 
 
 def load_results(folder: Path | str, ablations: bool = False) -> dict[str, Result]:
-    """All systems in `runs/<collection>`, best nDCG@10 first; ablations only where asked for.
+    """Read all systems in `runs/<collection>`, best nDCG@10 first; ablations only if asked for.
 
     Raises:
-        FileNotFoundError: No run in the folder.
+        FileNotFoundError: The folder has no run.
     """
     systems = [path.name.removesuffix(".trec.gz") for path in sorted(Path(folder).glob("*.trec.gz"))]
     if not systems:

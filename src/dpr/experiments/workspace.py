@@ -1,10 +1,10 @@
-"""Where a notebook reads and writes, from its profile."""
+"""The data that a notebook reads and the folders that it writes to, by its profile."""
 
 import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -25,11 +25,11 @@ PACKAGES = ("torch", "transformers", "sentence-transformers", "pyserini", "ranx"
 
 @dataclass(frozen=True)
 class Workspace:
-    """Folders and data of one profile.
+    """The data and the folders of one profile.
 
     Args:
-        profile: The profile, or by `Workspace.open` its name.
-        root: The folder that holds `runs/`, `models/` and `build/`.
+        profile: The profile; `Workspace.open` takes its name instead.
+        root: The folder that contains `runs/`, `models/` and `build/`.
     """
 
     profile: Profile
@@ -37,33 +37,55 @@ class Workspace:
 
     @classmethod
     def open(cls, profile: str, output: str = "") -> "Workspace":
-        """The workspace of a profile's name.
+        """Make the workspace of the profile with a name.
 
         Args:
-            profile: As `get_profile` takes it.
-            output: The folder for everything written; empty for the repository itself.
+            profile: The profile's name or a folder, as `get_profile` takes it.
+            output: The folder to write everything to; empty for the repository itself.
         """
         return cls(get_profile(profile), Path(output) if output else project_root())
 
+    @cached_property
     def splits(self) -> dict[str, Collection]:
-        """The whole collection by split, its passages read once."""
-        return _splits(self.profile.collection)
+        """The uncut collection with the queries of each split: split → collection; read only once."""
+        name = self.profile.collection
+        if name == "docstrings":  # here the test split has its own passages
+            train = load_collection(name, "train")
+            return {"train": train, "dev": train.with_split("dev"), "test": load_collection(name)}
+        whole = load_collection(name)
+        return {split: whole.with_split(split) for split in whole.all_qrels}
 
     def collection(self, split: str = "test") -> Collection:
-        """The profile's collection, cut to the profile's size."""
-        return _cut(self.profile, split)
+        """A split of the profile's collection, cut to the profile's size.
+
+        Raises:
+            ValueError: The collection has no such split.
+        """
+        if split not in self.splits:
+            raise ValueError(f"{self.profile.collection} has no split {split!r}, only {sorted(self.splits)}")
+        if split not in self._cut:
+            whole, size = self.splits[split], self.profile.num_passages
+            num_queries = self.profile.num_queries or len(whole.queries)
+            self._cut[split] = whole if size is None else whole.sample(size, num_queries)
+        return self._cut[split]
+
+    @cached_property
+    def _cut(self) -> dict[str, Collection]:
+        """Split → collection, for the splits cut so far."""
+        return {}
 
     def training_data(self, training_set: str | None = None) -> tuple[TrainingData, Collection]:
-        """What to train on, without the queries of the dev and test splits, and what to select by.
+        """Load the training data, and the collection to select checkpoints by.
 
         Args:
-            training_set: As `Profile.training_set`, which it is by default.
+            training_set: `train` or the name of a set of triples; by default `Profile.training_set`.
 
         Returns:
-            The data, and the dev split whole; of a set of triples 200 queries (a fifth, where it is
-            small) are held out of the data in its place, to be searched for over all of its passages.
+            The training data without dev and test queries, and the uncut dev split. For a set of triples
+            the second is instead 200 queries (a fifth, if that is less) held out of the set, with all its
+            passages.
         """
-        training_set, splits = training_set or self.profile.training_set, self.splits()
+        training_set, splits = training_set or self.profile.training_set, self.splits
         own = training_set == "train"
         data = TrainingData.from_collection(splits["train"]) if own else load_training_data(training_set)
         data = data.without_queries(*(splits[split] for split in splits if split != "train"))
@@ -74,24 +96,24 @@ class Workspace:
 
     @property
     def runs(self) -> Path:
-        """`runs/<collection>`, where results go."""
+        """The folder of results, `runs/<collection>`."""
         return self.root / "runs" / Path(self.profile.collection).name
 
     @property
     def models(self) -> Path:
-        """`models`, where checkpoints go."""
+        """The folder of checkpoints, `models`."""
         return self.root / "models"
 
     def model_folder(self, training_set: str, tag: str) -> Path:
-        """Where a training lies, by the name of its data and its own: `models/<data>/<tag>`."""
+        """The folder of the training with a tag on a training set: `models/<training set>/<tag>`."""
         return self.models / training_set.replace("/", "-") / tag
 
     def kept_training(self, tag: str) -> Path:
-        """The file with what lasts of a training: `runs/<collection>/training/<tag>.json`."""
+        """The file with the record and history of a training: `runs/<collection>/training/<tag>.json`."""
         return self.runs / "training" / f"{tag}.json"
 
     def index_folder(self, collection: Collection) -> Path:
-        """Where the Lucene index of these passages lies."""
+        """The folder of the Lucene index of a collection's passages."""
         return self.root / "build" / "indexes" / f"{collection.name}-{collection.fingerprint}"
 
     def passage_vectors(
@@ -101,12 +123,12 @@ class Workspace:
         poolings: Sequence[str] | None = None,
         overflow: str = "truncate",
     ) -> Encoded:
-        """The passages' vectors, encoded once and kept by model, settings and collection.
+        """Encode a collection's passages, or read their vectors if the same encoder wrote them before.
 
         Args:
-            encoder: Its passage side encodes.
-            collection: What to encode.
-            poolings: Several poolings from one pass; by default the encoder's own.
+            encoder: The encoder, whose passage side is used.
+            collection: The collection to encode.
+            poolings: The poolings to compute in one pass; by default only the encoder's own.
             overflow: `truncate` or `max_chunk`; see `encode_collection`.
         """
         what = "+".join([*(poolings or [encoder.passage.config.pooling]), overflow])
@@ -127,20 +149,20 @@ class Workspace:
         seed: int | None = None,
         trained_on: str | None = None,
     ) -> tuple[Run, Result]:
-        """Search a collection exhaustively with an encoder, and write the result to `runs/`.
+        """Search a collection exhaustively with an encoder, and save the result in `runs/`.
 
-        The seconds written are those of encoding the queries and searching.
+        The search time that is saved includes encoding the queries, but not the passages.
 
         Args:
-            encoder: Its pooling and similarity are used.
-            collection: Passages and queries.
+            encoder: The encoder, whose own pooling and similarity are used.
+            collection: The collection with passages and queries.
             tag: The system's name.
-            notebook: The notebook that asks, without ending.
-            poolings: Several poolings to encode in one pass, the encoder's own among them.
+            notebook: Name of the calling notebook, without the ending.
+            poolings: The poolings to encode passages with in one pass; must include the encoder's own.
             overflow: `truncate`, or `max_chunk` to score a passage by its best chunk.
-            ablation: A variant shown to make a point, left out of the results table.
-            seed: Of the encoder's training, if that is one of several.
-            trained_on: What the encoder was fine-tuned on here, in words, for the results table.
+            ablation: Whether this is a variant that is left out of the results table.
+            seed: The seed of the encoder's training, if it was trained with several.
+            trained_on: What the encoder was fine-tuned on, in words, for the table's caption.
 
         Returns:
             The run at the profile's depth, and the result as `save_result` gives it.
@@ -172,30 +194,8 @@ class Workspace:
         return run, result
 
 
-@cache
-def _splits(collection: str) -> dict[str, Collection]:
-    """The whole collection by split, read once a process."""
-    if collection == "docstrings":  # its test part has passages of its own
-        train = load_collection(collection, "train")
-        return {"train": train, "dev": train.with_split("dev"), "test": load_collection(collection)}
-    whole = load_collection(collection)
-    return {split: whole.with_split(split) for split in whole.all_qrels}
-
-
-@cache
-def _cut(profile: Profile, split: str) -> Collection:
-    """A split of the profile's collection, cut to the profile's size once a process."""
-    splits = _splits(profile.collection)
-    if split not in splits:
-        raise ValueError(f"{profile.collection} has no split {split!r}, only {sorted(splits)}")
-    if profile.num_passages is None:
-        return splits[split]
-    whole = splits[split]
-    return whole.sample(profile.num_passages, profile.num_queries or len(whole.queries))
-
-
 def environment() -> list[tuple[str, str]]:
-    """What a notebook ran on: machine, Python, package versions; one (name, value) a row."""
+    """What a notebook is executed on: (name, value) rows of hardware, Python and package versions."""
     rows = [("hardware", hardware()), ("Python", platform.python_version())]
     for package in PACKAGES:
         try:

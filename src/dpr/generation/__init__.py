@@ -1,1 +1,1 @@
-"""Queries written for passages, and documents expanded with them."""
+"""Generating queries for passages, and expanding documents with them."""

@@ -1,4 +1,4 @@
-"""From passages and their queries to a generator's batches, each passage read once."""
+"""From passages and their queries to a generator's batches; each passage is encoded only once."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,15 +18,15 @@ IGNORED = -100  # the label of padding, which the loss leaves out
 
 
 class GeneratorCollator:
-    """Makes a batch of records: padded passages, and as labels the tokens of their queries.
+    """Makes a batch of records: padded passages, and the tokens of their queries as labels.
 
-    All texts are tokenised once, when it is made.
+    All texts are tokenised once, when the collator is made.
 
     Args:
-        generator: Whose tokenizer, prompt and lengths to use.
-        data: Where the records come from.
-        read_in: Read all passages now, in this precision (a key of `PRECISIONS`), for an encoder that is not
-            trained; None to leave that to `read_passages`.
+        generator: The generator whose tokenizer, prompt and lengths are used.
+        data: The training data that the records come from.
+        read_in: For an encoder that is not trained: encode all passages now, in this precision (a key of
+            `PRECISIONS`). None leaves that to `read_passages`.
     """
 
     def __init__(self, generator: QueryGenerator, data: TrainingData, read_in: str | None = None):
@@ -45,7 +45,7 @@ class GeneratorCollator:
 
     @torch.no_grad()
     def _read(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """doc_id → what the encoder makes of each token, [T, D], on the CPU."""
+        """Encode all passages: doc_id → the encoder's output for its T tokens, [T, D], on the CPU."""
         model, doc_ids, hidden = self.generator.model.eval(), list(self.passages), {}
         device = model.device
         lengths = [len(row["input_ids"]) for row in self.passages.values()]
@@ -60,12 +60,12 @@ class GeneratorCollator:
         return hidden
 
     def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
-        """Put B records into a batch.
+        """Make a batch of B records, whose P different passages are in it once each.
 
         Returns:
-            `input_ids` and `attention_mask` [P, T] of the passages, each once, and `hidden` [P, T, D] where
-            they have been read; `rows` [B], the passage of each record; `labels` [B, L] with −100 at
-            padding, and `decoder_input_ids` [B, L], what stands before each label.
+            `input_ids` and `attention_mask` [P, T] of the passages, and their encoder output `hidden`
+            [P, T, D] if they were encoded before; `rows` [B], the position of each record's passage;
+            `labels` [B, L] with −100 at padding; `decoder_input_ids` [B, L], the token before each label.
         """
         place = {doc_id: row for row, doc_id in enumerate(dict.fromkeys(r.positive for r in records))}
         labels = [torch.from_numpy(self.labels[record.example.query_id]) for record in records]
@@ -75,20 +75,21 @@ class GeneratorCollator:
         rows = torch.tensor([place[record.positive] for record in records])
         if self.hidden:
             read = torch.nn.utils.rnn.pad_sequence([self.hidden[d] for d in place], batch_first=True)
-            missing = passages["attention_mask"].shape[1] - read.shape[1]  # padded to a multiple on a GPU
+            missing = passages["attention_mask"].shape[1] - read.shape[1]  # `pad` rounds T up on a GPU
             passages["hidden"] = torch.nn.functional.pad(read, (0, 0, 0, missing))
         return {**passages, "rows": rows, "labels": padded, "decoder_input_ids": before}
 
 
 def read_passages(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """What a model is given for a collator's batch: each passage read once for all of its queries.
+    """Make the model's inputs from a batch: each passage is encoded once for all of its queries.
 
     Args:
-        model: The generator's.
-        batch: As `GeneratorCollator` makes it.
+        model: The generator's model.
+        batch: A batch of B records, as `GeneratorCollator` makes it.
 
     Returns:
-        `encoder_outputs` with `last_hidden_state` [B, T, D], `attention_mask` [B, T], and the labels.
+        `encoder_outputs` with `last_hidden_state` [B, T, D], `attention_mask` [B, T], and the batch's
+        `labels` and `decoder_input_ids` [B, L].
     """
     mask, rows, hidden = batch["attention_mask"], batch["rows"], batch.get("hidden")
     if hidden is None:
@@ -103,16 +104,16 @@ def token_loss(
     label_smoothing: float = 0.0,
     num_tokens: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy of the queries' tokens; the head works on those N alone, [N, D], not on padding.
+    """Cross-entropy of the queries' tokens; the output layer gets only these N tokens, [N, D], no padding.
 
     Args:
-        model: The generator's.
-        batch: As `GeneratorCollator` makes it.
+        model: The generator's model.
+        batch: A batch, as `GeneratorCollator` makes it.
         label_smoothing: Share of the probability spread over all tokens.
-        num_tokens: What the sum is divided by; by default the tokens of the batch.
+        num_tokens: The number that the sum over tokens is divided by; by default N.
 
     Returns:
-        One number, in nats.
+        The loss in nats, a scalar.
     """
     inputs = read_passages(model, batch)
     labels = inputs.pop("labels")

@@ -1,4 +1,4 @@
-"""How queries are written: greedily, by beams, or drawn at random from a random state of one's own."""
+"""How queries are written: by greedy search, by beam search, or by sampling with its own random state."""
 
 from dataclasses import dataclass
 
@@ -12,21 +12,21 @@ MOST_QUERIES = 40
 
 @dataclass(frozen=True)
 class Decoding:
-    """How queries are written.
+    """The settings for writing queries.
 
     Args:
-        method: `greedy`: the likeliest next token, one query a passage. `beam`: the likeliest queries
-            that a search with `num_beams` finds. `sample`: at random by likelihood.
-        num_queries: Queries a passage, or with chunks a chunk, 1 to 40.
-        max_length: Tokens a query is ended at.
-        num_beams: Of `beam`, at least `num_queries`.
-        top_k: `sample` draws from so many of the likeliest tokens; 0 for all.
-        top_p: And from the likeliest that together have this probability.
-        temperature: Above 1 flattens the distribution, below 1 sharpens it.
-        repetition_penalty: Above 1 makes tokens that were written before less likely.
+        method: `greedy` takes the likeliest next token and writes one query. `beam` writes the likeliest
+            queries that a beam search finds. `sample` draws each token at random by its probability.
+        num_queries: Queries per passage, or per chunk of a passage that is split; 1 to 40.
+        max_length: Most tokens in a query.
+        num_beams: Beams of `beam`; at least `num_queries`.
+        top_k: `sample` draws only from this many of the likeliest tokens; 0 for all.
+        top_p: `sample` draws only from the likeliest tokens that together reach this probability.
+        temperature: Of `sample`: above 1 flattens the distribution of the next token, below 1 sharpens it.
+        repetition_penalty: A value above 1 makes tokens that occurred before less likely.
 
     Raises:
-        ValueError: A value outside its range; names field and value.
+        ValueError: A value outside its range; the message names field and value.
 
     Source: Nogueira and Lin 2019, From doc2query to docTTTTTquery (`sample`, `top_k` 10); Holtzman et al.
     2020 (`top_p`); Keskar et al. 2019 (`repetition_penalty`).
@@ -61,25 +61,26 @@ class Decoding:
 
 
 def sampling(decoding: Decoding, seed: list[int], device: torch.device) -> list[LogitsProcessor]:
-    """What turns taking the likeliest token into drawing one at random.
+    """The logits processors that make greedy search draw each token at random.
 
     Args:
-        decoding: Temperature, `top_k` and `top_p`.
-        seed: Numbers that make the random state.
-        device: Of the logits.
+        decoding: The settings with `temperature`, `top_k` and `top_p`.
+        seed: The numbers that seed the random state.
+        device: The device of the logits.
     """
     steps: list[LogitsProcessor] = [TemperatureLogitsWarper(float(decoding.temperature))]
     if decoding.top_p < 1:
-        if decoding.top_k:  # without `top_p` the noise sees to it
+        if decoding.top_k:  # without `top_p`, `_GumbelNoise` applies it
             steps.append(TopKLogitsWarper(decoding.top_k))
         steps.append(TopPLogitsWarper(decoding.top_p))
     return [*steps, _GumbelNoise(decoding.top_k, seed, device)]
 
 
 class _GumbelNoise(LogitsProcessor):
-    """Noise under which the largest logit is a draw from their softmax, from a random state of its own.
+    """Adds noise to the logits so that the largest one is a random draw from their softmax.
 
-    transformers draws from torch's one random state, which threads would share in no fixed order.
+    It has its own random state: torch's global one, which transformers uses, would be shared by threads in
+    no fixed order.
 
     Source: Maddison, Tarlow and Minka 2014, A* sampling, section 2.
     """
@@ -89,7 +90,7 @@ class _GumbelNoise(LogitsProcessor):
         self._top_k, self._generator = top_k, torch.Generator(device).manual_seed(state)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        # Noise for the whole vocabulary takes longer than its logits
+        # Drawing noise for the whole vocabulary takes longer than computing its logits
         likely, tokens = scores.topk(min(self._top_k, scores.shape[-1])) if self._top_k else (scores, None)
         noise = torch.empty_like(likely, dtype=torch.float32).exponential_(generator=self._generator)
         drawn = likely - noise.log()

@@ -1,4 +1,4 @@
-"""Document expansion: queries made clean, chosen, and appended to the passages they were written for."""
+"""Document expansion: clean and filter queries, and append them to the passages they were written for."""
 
 import hashlib
 import math
@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,7 @@ def words(text: str) -> list[str]:
 
 
 def without_duplicates(queries: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Each passage's queries once, case and white space aside, in their order; empty ones left out.
+    """Drop queries without words, and repeats within a passage whatever their case and white space.
 
     >>> without_duplicates({"d1": ["what is zinc", "What is  zinc", "", "is zinc good"]})
     {'d1': ['what is zinc', 'is zinc good']}
@@ -45,16 +44,16 @@ def without_duplicates(queries: Mapping[str, Sequence[str]]) -> dict[str, list[s
 def encoder_scores(
     encoder: BiEncoder, collection: Collection, passage_emb: np.ndarray, queries: Mapping[str, Sequence[str]]
 ) -> dict[str, list[float]]:
-    """How well each query fits its passage: the cosine that a bi-encoder gives the two.
+    """Score how well each query fits its passage: the cosine of their vectors from a bi-encoder.
 
     Args:
-        encoder: Encodes the queries.
-        collection: Whose passages.
-        passage_emb: [N, D], their vectors by this encoder, in the collection's order.
+        encoder: The bi-encoder, which encodes the queries.
+        collection: The collection with the N passages.
+        passage_emb: Vectors of the passages by the same encoder, [N, D], in the collection's order.
         queries: doc_id → queries.
 
     Returns:
-        doc_id → one score a query, from −1 to 1.
+        doc_id → the score of each query, from −1 to 1.
     """
     rows = {doc_id: row for row, doc_id in enumerate(collection.doc_ids)}
     owners = [rows[doc_id] for doc_id, found in queries.items() for _ in found]
@@ -65,41 +64,21 @@ def encoder_scores(
     return {doc_id: [next(cosines) for _ in found] for doc_id, found in queries.items()}
 
 
-def cross_encoder_scores(
-    cross_encoder: Any, collection: Collection, queries: Mapping[str, Sequence[str]]
-) -> dict[str, list[float]]:
-    """How well each query fits its passage by a model that reads both together.
-
-    Args:
-        cross_encoder: A sentence-transformers CrossEncoder, or what else has its `predict`.
-        collection: Whose passages.
-        queries: doc_id → queries.
-
-    Returns:
-        doc_id → one score a query.
-
-    Source: Gospodinov, MacAvaney and Macdonald 2023, Doc2Query--: when less is more.
-    """
-    pairs = [(q, collection.by_id[d].contents) for d, found in queries.items() for q in found]
-    scores = iter(np.asarray(cross_encoder.predict(pairs)).tolist() if pairs else [])
-    return {doc_id: [next(scores) for _ in found] for doc_id, found in queries.items()}
-
-
 def best_share(
     queries: Mapping[str, Sequence[str]], scores: Mapping[str, Sequence[float]], share: float
 ) -> tuple[dict[str, list[str]], float]:
-    """The queries that fit their passage best: those among the best share of all queries of all passages.
+    """Keep the queries that fit their passage best: the best share of all queries of all passages together.
 
     Args:
         queries: doc_id → queries.
-        scores: doc_id → one score a query, larger for a better fit.
-        share: What to keep, above 0 and at most 1.
+        scores: doc_id → the score of each query, larger for a better fit.
+        share: The share to keep, above 0 and at most 1; ties at the bound are kept too.
 
     Returns:
-        The queries kept, in their order (a passage may have none left), and the score they reach.
+        doc_id → the queries kept, in their order (a passage may have none left), and the lowest score kept.
 
     Raises:
-        ValueError: A share out of range, no query, other numbers of scores than of queries.
+        ValueError: A share out of range, no query, or a number of scores that is not that of the queries.
 
     Source: Gospodinov, MacAvaney and Macdonald 2023, Doc2Query--: when less is more.
     """
@@ -120,14 +99,15 @@ def best_share(
 
 
 def copied_terms(collection: Collection, num_queries: int, terms_per_query: int) -> dict[str, list[str]]:
-    """A baseline that knows no new word: "queries" of each passage's own rarest words.
+    """A baseline without new words: make "queries" from the rarest words of each passage.
 
-    Expansion with them only weighs terms anew, so what a generator gains beyond it comes from elsewhere.
+    Expansion with them only changes how often a passage has its own words. What a generator gains beyond
+    that comes from something else.
 
     Args:
-        collection: Whose passages; document frequencies are of its N passages.
-        num_queries: Queries a passage, as far as its words go.
-        terms_per_query: Words in each: the rarest in the first query, and so on.
+        collection: The collection with the passages, among which words are counted as rare or not.
+        num_queries: Queries per passage; fewer if it has too few words.
+        terms_per_query: Words per query; the first query has the rarest words.
 
     Raises:
         ValueError: A number below 1.
@@ -151,20 +131,21 @@ def expand(
     num_queries: int | None = None,
     original: bool = True,
 ) -> Collection:
-    """A collection whose passages carry queries: the original text first, then the queries.
+    """Append queries to the passages of a collection, after the original text.
 
     Args:
-        collection: Stays as it is.
-        queries: doc_id → queries; passages without any stay as they are.
-        num_queries: At most so many a passage, the first ones; None for all.
-        original: Whether the original text is kept; without it a passage is its queries alone, and one
-            without queries is empty.
+        collection: The collection to expand; it is not changed.
+        queries: doc_id → queries; passages without queries keep their text.
+        num_queries: Append only the first so many queries of each passage; None for all.
+        original: Whether the original text is kept. Without it a passage has only its queries, and is
+            empty if it has none.
 
     Returns:
-        The same documents, queries and judgements; `expansion` says from what it was made.
+        A collection with the expanded passages and the same queries and judgements; its `expansion` says
+        what it was made from.
 
     Raises:
-        ValueError: Queries for documents that are not in the collection; a number below 1.
+        ValueError: Queries for documents that the collection lacks, or a number below 1.
     """
     if num_queries is not None and num_queries < 1:
         raise ValueError(f"num_queries must be None or at least 1, got {num_queries}")
@@ -190,14 +171,14 @@ def expand(
 
 @dataclass(frozen=True)
 class ExpansionAudit:
-    """What written queries are like.
+    """Statistics of the queries written for a collection.
 
     Attributes:
-        num_queries: All of them.
-        duplicate_share: Those that the same passage had before, or that are empty.
-        new_word_share: Words of the others, each once a passage, that the passage does not have; 0 without
-            any.
-        words_per_query: Mean, of the others; 0 without any.
+        num_queries: Number of all queries.
+        duplicate_share: Share of the queries that have no word or repeat an earlier one of their passage.
+        new_word_share: Share of the words in the other queries, counted once per passage, that are not in
+            the passage; 0 if there are no other queries.
+        words_per_query: Mean number of words in the other queries; 0 if there are none.
     """
 
     num_queries: int
@@ -207,7 +188,7 @@ class ExpansionAudit:
 
 
 def audit_queries(collection: Collection, queries: Mapping[str, Sequence[str]]) -> ExpansionAudit:
-    """Count repeats and new words of queries.
+    """Count duplicates, new words and lengths of written queries.
 
     Raises:
         ValueError: No query.

@@ -1,7 +1,7 @@
-"""Queries for a whole collection, written to disk in numbered shards: stopped anywhere, the rest is made.
+"""Queries for a whole collection, written to disk in numbered shards, so that the work can be resumed.
 
 A shard is a file of JSON lines, `{"doc_id": …, "queries": […]}`. It is written under a temporary name and
-renamed, and depends on nothing but its passages, its number and the manifest, so the queries are the same
+then renamed. It depends only on its passages, its number and the manifest, so the queries are the same
 however often the work was interrupted.
 """
 
@@ -24,9 +24,9 @@ class Generated:
     """The queries written for a collection.
 
     Attributes:
-        queries: doc_id → its queries, in the order written; passages left out are missing.
-        num_skipped: Passages left out because their text is too short.
-        passages_per_s: Passages a second, over all attempts.
+        queries: doc_id → its queries, in the order written; skipped passages are missing.
+        num_skipped: Number of passages skipped because their text is too short.
+        passages_per_s: Passages per second, over all attempts.
     """
 
     queries: dict[str, list[str]]
@@ -45,22 +45,22 @@ def generate_queries(
     min_words: int = 5,
     shard_size: int = SHARD,
 ) -> Generated:
-    """Write queries for a collection's passages into a folder, or only what is missing of them there.
+    """Write queries for a collection's passages into a folder, or only those that are missing there.
 
     Args:
-        folder: One for each generator, collection and setting; made where missing.
-        generator: Reads `passage_max_length` tokens of a passage.
-        collection: N passages.
-        decoding: How queries are written.
-        seed: Of sampling; each shard has a random state of its own.
-        overflow: What becomes of a passage beyond the generator's length: `truncate`, or `max_chunk` for
-            `num_queries` queries for each part of it.
-        min_words: Passages whose text, without its title, has fewer words are left out.
-        shard_size: Passages in a shard: what an interruption can cost.
+        folder: The folder for this generator, collection and these settings; made if it is missing.
+        generator: The generator, which reads `passage_max_length` tokens of a passage.
+        collection: The collection with the passages.
+        decoding: The settings for writing queries.
+        seed: Seed of sampling; each shard has its own random state.
+        overflow: How to treat passages longer than the generator reads: `truncate` cuts them, `max_chunk`
+            splits them and writes `num_queries` queries for each chunk.
+        min_words: Passages whose text, without the title, has fewer words are skipped.
+        shard_size: Passages in a shard; an interruption loses at most one shard.
 
     Raises:
-        ValueError: The folder holds queries made otherwise, which the message names; another process is
-            writing into it; a damaged shard; a size below 1; no passage that is long enough.
+        ValueError: The folder holds queries made with other settings, which the message names; another
+            process is writing into it; a damaged shard; a size below 1; no passage is long enough.
     """
     folder = Path(folder)
     if shard_size < 1:
@@ -108,12 +108,12 @@ def generate_queries(
 
 
 def _shard_seed(seed: int, number: int) -> int:
-    """Another seed for each shard of each run."""
+    """A different seed for each combination of sampling seed and shard."""
     return seed * 1_000_003 + number
 
 
 def write_queries(path: Path | str, queries: Mapping[str, Sequence[str]]) -> None:
-    """Write queries as JSON lines, gzipped where `path` ends in .gz."""
+    """Write queries as JSON lines, one per passage, gzipped if `path` ends in .gz."""
     lines = (
         json.dumps({"doc_id": doc_id, "queries": list(found)}, ensure_ascii=False)
         for doc_id, found in queries.items()
@@ -126,7 +126,7 @@ def read_queries(path: Path | str) -> dict[str, list[str]]:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: A line that is no such object, or a doc_id twice; names file and line.
+        ValueError: A line of another form or a repeated doc_id; the message names file and line.
     """
     queries: dict[str, list[str]] = {}
     for number, record in read_jsonl(path):

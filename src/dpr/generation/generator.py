@@ -1,7 +1,7 @@
 """A query generator: a sequence-to-sequence transformer that reads a passage and writes queries for it.
 
-Passages of like length share a batch, and on a CPU each core takes batches of its own. Sampling draws from
-a random state of each batch's own, so what is written depends on the block and the seed alone.
+Passages of similar length share a batch, and on a CPU each core computes whole batches. Each batch has its
+own random state for sampling, so the queries depend only on the block of passages and the seed.
 """
 
 import json
@@ -31,16 +31,16 @@ from dpr.models.checkpoint import find_checkpoint, quieten, weights_fingerprint
 
 SETTINGS = "query_generator.json"
 SMALL_T5 = {"d_model": 256, "d_kv": 32, "d_ff": 1024, "num_layers": 4, "num_heads": 8}
-CPU_BATCH, GPU_BATCH = 2_048, 131_072  # tokens in a batch: those read and those that may be written
+CPU_BATCH, GPU_BATCH = 2_048, 131_072  # tokens in a batch: those read and at most those written
 
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """What a generator reads; saved with its weights.
+    """The lengths and the prompt of a generator, saved with its weights.
 
     Args:
-        passage_max_length: Tokens a passage is cut at, special tokens included.
-        query_max_length: Tokens a query is cut at in training.
+        passage_max_length: Passages are cut to this many tokens, special tokens included.
+        query_max_length: Queries are cut to this many tokens in training, the end token included.
         prompt: Text put before every passage.
 
     Raises:
@@ -58,16 +58,16 @@ class GeneratorConfig:
 
 
 class QueryGenerator:
-    """Writes queries that a passage may be the answer to.
+    """Writes queries that a passage may answer.
 
-    Made by `from_pretrained`, `warm_started` or `from_scratch`.
+    Make one with `from_pretrained`, `warm_started` or `from_scratch`.
 
     Args:
         model: A transformers sequence-to-sequence model, in float32.
-        tokenizer: Its tokenizer.
+        tokenizer: The model's tokenizer.
         name: The checkpoint's name.
-        config: What it reads.
-        precision: What it computes in when it writes: a key of `PRECISIONS`.
+        config: Its lengths and prompt.
+        precision: The precision in which queries are written: a key of `PRECISIONS`.
     """
 
     def __init__(self, model, tokenizer, name: str, config: GeneratorConfig, precision: str = "float32"):
@@ -85,14 +85,15 @@ class QueryGenerator:
 
         Args:
             name_or_folder: A hub name, such as `castorini/doc2query-t5-base-msmarco`, or a folder.
-            device: `cuda`, `cpu`, …; by default a GPU where there is one.
-            precision: For writing; by default half on a GPU. The weights stay in float32.
-            **settings: Fields of `GeneratorConfig`, in the place of those saved; a checkpoint that
+            device: `cuda`, `cpu`, …; by default a GPU if there is one.
+            precision: Precision of writing; by default float32 on a CPU and bfloat16 elsewhere. The weights
+                stay in float32.
+            **settings: Fields of `GeneratorConfig`, which replace the saved ones; a checkpoint that
                 `save` did not write needs both lengths.
 
         Raises:
-            ValueError: A setting that is missing, unknown or out of range.
-            FileNotFoundError: A folder that is not there.
+            ValueError: A setting is missing, unknown or out of range.
+            FileNotFoundError: The folder does not exist.
         """
         quieten()
         path = find_checkpoint(name_or_folder)
@@ -120,15 +121,15 @@ class QueryGenerator:
         device: str | None = None,
         **settings,
     ) -> "QueryGenerator":
-        """An encoder-decoder made of an encoder's weights on both sides, to be trained.
+        """An untrained encoder-decoder with the weights of an encoder on both sides.
 
-        The attention of the decoder to the passage is new. It starts as the mean over the passage's tokens,
-        what a bi-encoder was trained to be searched by, so that the passage counts from the first step;
-        from random weights a decoder learns the queries by heart before it looks at a passage.
+        Only the decoder's attention to the passage is new. It starts as the mean of the passage's tokens,
+        which is what a bi-encoder searches with, so the passage matters from the first step. With random
+        weights a decoder memorises the queries before it uses the passage.
 
         Args:
-            name_or_folder: An encoder, as `find_checkpoint` takes it.
-            num_decoder_layers: The decoder has the encoder's first so many layers.
+            name_or_folder: The encoder, as `find_checkpoint` takes it.
+            num_decoder_layers: Number of layers of the decoder, which are the first ones of the encoder.
             device: As in `from_pretrained`.
             **settings: Fields of `GeneratorConfig`.
 
@@ -154,12 +155,12 @@ class QueryGenerator:
     def from_scratch(
         cls, texts: Iterable[str], vocab_size: int, seed: int, device: str | None = None, **settings
     ) -> "QueryGenerator":
-        """A small T5 with random weights, to be trained, and a tokenizer learnt from texts.
+        """An untrained small T5 with random weights and a tokenizer learnt from texts.
 
         Args:
-            texts: Passages and queries like those it will read and write.
-            vocab_size: Most pieces that the tokenizer knows.
-            seed: Of the weights.
+            texts: Passages and queries like those that it will read and write.
+            vocab_size: Most tokens in the tokenizer's vocabulary.
+            seed: Seed of the weights.
             device: As in `from_pretrained`.
             **settings: Fields of `GeneratorConfig`.
 
@@ -178,19 +179,19 @@ class QueryGenerator:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over settings and weights."""
+        """A hash of the settings and weights, 16 hex digits."""
         return weights_fingerprint(self.model, asdict(self.config))
 
     def generate(self, passages: Sequence[str], decoding: Decoding, seed: int = 0) -> list[list[str]]:
-        """Write queries for passages, each cut at the passage length.
+        """Write queries for passages, each cut to the generator's passage length.
 
         Args:
             passages: N texts.
-            decoding: How.
-            seed: Of sampling.
+            decoding: The settings for writing queries.
+            seed: Seed of sampling.
 
         Returns:
-            N lists of `num_queries` texts, by likelihood with `beam`. A query may be empty, or come twice.
+            N lists of `num_queries` queries, with `beam` the likeliest first. Queries may be empty or repeat.
         """
         if isinstance(passages, str):
             raise ValueError("expected a list of texts, got one string")
@@ -209,20 +210,22 @@ class QueryGenerator:
         batch_tokens: int | None = None,
         progress: Callable[[int], object] = lambda texts: None,
     ) -> Iterator[tuple[list[list[str]], np.ndarray]]:
-        """Write queries for blocks of passages one by one, the next block tokenised meanwhile.
+        """Write queries for one block of passages after the other, while the next block is tokenised.
 
-        What is written for a block depends on that block and its seed alone.
+        The queries of a block depend only on that block and its seed.
 
         Args:
-            blocks: Blocks of texts. Texts of like length share a batch, so a block should hold hundreds.
-            decoding: How.
-            seeds: One for each block.
-            overflow: What becomes of a passage beyond the length: `truncate` or `max_chunk`.
-            batch_tokens: Tokens in a batch, read and written ones; by default 2,048, on a GPU 131,072.
-            progress: Called with the number of passages newly done.
+            blocks: Blocks of texts. Texts of similar length share a batch, so a block should have hundreds.
+            decoding: The settings for writing queries.
+            seeds: One seed for each block.
+            overflow: How to treat passages that are too long: `truncate` cuts them to one row, `max_chunk`
+                splits them into several rows.
+            batch_tokens: Tokens in a batch, read and written ones; by default 2,048 on a CPU and 131,072
+                on a GPU.
+            progress: Called with the number of passages whose first row is newly done.
 
         Yields:
-            For each block a list of queries a row, and int64 [rows], the passage that a row is of.
+            For each block its rows' lists of queries, and the position of each row's passage, int64 [rows].
         """
         self.model.eval()
         config, seeds, device = self.config, list(seeds), self.model.device.type
@@ -239,7 +242,7 @@ class QueryGenerator:
 
     @torch.inference_mode()
     def _write(self, rows: list[dict], decoding: Decoding, seed: list[int]) -> list[list[str]]:
-        """The queries of one batch, `num_queries` for each row."""
+        """Write the queries of one batch: `num_queries` for each row."""
         device, dtype = self.model.device, PRECISIONS[self.precision]
         fields = {name: tensor.to(device) for name, tensor in self.pad(rows).items()}
         how = {"do_sample": False, "max_new_tokens": decoding.max_length, "num_beams": 1}
@@ -248,7 +251,7 @@ class QueryGenerator:
             if decoding.method == "beam":
                 how |= {"num_beams": decoding.num_beams, "num_return_sequences": decoding.num_queries}
             elif decoding.method == "sample":
-                hidden = self.model.get_encoder()(**fields).last_hidden_state  # once for all queries
+                hidden = self.model.get_encoder()(**fields).last_hidden_state  # one pass for all queries
                 mask = fields["attention_mask"].repeat_interleave(decoding.num_queries, dim=0)
                 read = BaseModelOutput(hidden.repeat_interleave(decoding.num_queries, dim=0))
                 fields = {"encoder_outputs": read, "attention_mask": mask}
@@ -259,16 +262,16 @@ class QueryGenerator:
         return [texts[i : i + count] for i in range(0, len(texts), count)]
 
     def pad(self, rows: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-        """Pad B tokenised passages to one batch, `input_ids` and `attention_mask` int64 [B, T]."""
+        """Pad B tokenised passages to a batch of `input_ids` and `attention_mask`, int64 [B, T]."""
         rows = [{field: row[field] for field in ("input_ids", "attention_mask")} for row in rows]
         multiple = 1 if self.model.device.type == "cpu" else 8
         return pad_batch(rows, {"input_ids": self.tokenizer.pad_token_id}, multiple)
 
     def save(self, folder: Path | str) -> None:
-        """Write a transformers folder with our settings in it, all or nothing.
+        """Write a transformers folder that also has the generator's settings, atomically.
 
         Raises:
-            ValueError: `folder` holds something that is no generator.
+            ValueError: `folder` exists and holds something other than a generator.
         """
         with atomic_folder(folder, SETTINGS) as fresh:
             self.model.save_pretrained(fresh)
@@ -278,10 +281,10 @@ class QueryGenerator:
 
 @torch.no_grad()
 def _attend_as_mean(decoder: torch.nn.Module) -> None:
-    """Set a BERT decoder's attention to the passage, and the dense layer of its head, to pass on means."""
+    """Make a BERT decoder's attention pass on the mean of the passage, and its head pass on its input."""
     for layer in decoder.bert.encoder.layer:
         new = layer.crossattention
-        new.load_state_dict({**new.state_dict(), **layer.attention.state_dict()})  # keys, to learn from
+        new.load_state_dict({**new.state_dict(), **layer.attention.state_dict()})  # only the keys are kept
         for zero in (new.self.query.weight, new.self.query.bias, new.self.value.bias, new.output.dense.bias):
             zero.zero_()
         for same in (new.self.value.weight, new.output.dense.weight):

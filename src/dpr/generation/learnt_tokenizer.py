@@ -1,4 +1,4 @@
-"""A tokenizer learnt from texts, for a model that starts from nothing."""
+"""A tokenizer learnt from texts, for a model that is trained from random weights."""
 
 from collections.abc import Iterable
 
@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerFast
 
 
 def learn_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A unigram tokenizer in lower case, with T5's special tokens.
+    """Learn a unigram tokenizer that lower-cases texts and has T5's special tokens.
 
     Args:
-        texts: What to learn from.
-        vocab_size: Most pieces, special tokens included.
+        texts: The texts to learn from.
+        vocab_size: Most tokens in the vocabulary, special ones included.
 
     Source: Kudo 2018, Subword regularization.
     """

@@ -1,4 +1,4 @@
-"""Training a query generator: from a passage to the queries it answers, selected on held-out queries."""
+"""Training a query generator to write the queries that a passage answers."""
 
 import copy
 from collections.abc import Sequence
@@ -21,15 +21,15 @@ from dpr.training.trainer import LoggedTrainer, prepare_steps, set_dropout, trai
 
 
 class GeneratorTrainer(LoggedTrainer):
-    """The Trainer over a `TrainingSequence` of passages and queries.
+    """Trains a query generator on a `TrainingSequence` of passages and their queries.
 
     Args:
-        generator: Trained in place.
-        data: What to learn from.
-        folder: Where checkpoints go; None for none.
-        settings: How.
-        validation: Examples to select by: the first positive of each is written a query for, which is
-            compared with all held-out queries of that passage.
+        generator: The generator, trained in place.
+        data: The training data.
+        folder: The folder for checkpoints; None to write none.
+        settings: Settings of the training.
+        validation: Held-out examples to select the best checkpoint by, of which the first positives are
+            used: the query written for such a passage is compared with all held-out queries of it.
     """
 
     def __init__(
@@ -60,22 +60,22 @@ class GeneratorTrainer(LoggedTrainer):
             train_dataset=sequence,
             eval_dataset=validation and validation.examples,
         )
-        self.model_accepts_loss_kwargs = True  # the Trainer counts the tokens of a whole step for us
+        self.model_accepts_loss_kwargs = True  # so the Trainer counts the tokens of a whole step
         if validation is not None:
             first = validation.with_positives(lambda e: dict([next(iter(e.positives.items()))]))
             self._held_out = GeneratorCollator(generator, first, read_in)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """`token_loss`; batches and tokens are counted beside."""
+        """The `token_loss` of a batch; also counts its tokens for the log."""
         self.tally["batches"] += 1
         self.tally["tokens"] = self.tally["tokens"] + inputs["attention_mask"].sum()
         self.tally["tokens"] += (inputs["labels"] != IGNORED).sum()
         return token_loss(model, inputs, self.settings.label_smoothing, num_items_in_batch)
 
     def validate(self) -> dict[str, float]:
-        """BLEU and ROUGE of a greedy query for each held-out query's first passage, and the loss a token.
+        """BLEU and ROUGE of greedy queries for the held-out passages, the loss per token and `passage gain`.
 
-        The `passage gain` is how much larger the loss is where each query gets the passage of another.
+        `passage gain` says how much larger the loss is if each query gets the passage of another query.
         """
         examples = self.validation.examples
         read = [next(iter(example.positives)) for example in examples]
@@ -91,7 +91,7 @@ class GeneratorTrainer(LoggedTrainer):
         return found | {"loss": loss, PASSAGE_GAIN: self._held_out_loss(read[1:] + read[:1]) - loss}
 
     def _held_out_loss(self, passages: Sequence[str]) -> float:
-        """The loss a token of the held-out queries, each with the passage given."""
+        """The mean loss per token of the held-out queries, given the doc_id of a passage for each."""
         pairs = zip(self.validation.examples, passages, strict=True)
         records = [Record(example, doc_id, ()) for example, doc_id in pairs]
         total = count = 0.0
@@ -108,8 +108,8 @@ class TrainedGenerator(Training):
     """A finished training of a generator.
 
     Attributes:
-        generator: The best checkpoint by the validation metric; the last weights without validation. It
-            writes in the precision of its training.
+        generator: The generator with the weights of the best checkpoint; without validation, the last
+            weights. It writes in the precision of the settings, or else in that of the start.
     """
 
     generator: QueryGenerator
@@ -125,21 +125,22 @@ def train_generator(
     tags: Sequence[str] = (),
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainedGenerator:
-    """Train a copy of a generator, or go on with or read the training that `folder` holds.
+    """Train a copy of a generator, or resume or read the training that `folder` holds.
 
     Args:
-        generator: Where to start; it stays as it is.
-        data: Queries with the passages that answer them; negatives play no part.
+        generator: The generator to start from; it is not changed.
+        data: Queries with the passages that answer them; negatives are ignored.
         folder: The training's own folder, as in `dpr.training.bi_encoder.train`.
-        settings: How.
-        validation: Held-out queries to select by, such as the second part of `TrainingData.split`.
+        settings: Settings of the training.
+        validation: Held-out queries to select the best checkpoint by, such as the second part of
+            `TrainingData.split`.
         tags: Words to find the training by.
-        callbacks: More of the Trainer's callbacks.
+        callbacks: Further callbacks of the Trainer.
 
     Raises:
         ValueError: `folder` holds another training; a validation query is also a training query;
-            evaluations asked for without `validation`; what `TrainingSequence` refuses; a loss that is not
-            finite.
+            evaluations are asked for without `validation`; the loss is not finite; an error of
+            `TrainingSequence`.
     """
     folder, config = Path(folder), generator.config
     check_training(settings, data, validation and [e.query for e in validation.examples], tags)
@@ -172,9 +173,9 @@ def describe_generator_training(
     validation: TrainingData | None,
     tags: Sequence[str],
 ) -> dict[str, Any]:
-    """Everything that a training is made from, as JSON values: what `training.json` holds.
+    """Describe everything that a training is made from, as JSON values: the content of `training.json`.
 
-    Arguments are those of `train_generator`. Two trainings with the same `IDENTITY` parts are the same one.
+    The arguments are those of `train_generator`. Trainings whose `IDENTITY` parts agree are the same one.
     """
     start = {"model": generator.name, "fingerprint": generator.fingerprint, **asdict(generator.config)}
     held_out = validation and {

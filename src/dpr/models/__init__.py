@@ -1,1 +1,1 @@
-"""From texts to vectors: tokens, pooling, checkpoints, one encoder or two."""
+"""From texts to vectors: tokenising, pooling, checkpoints, and models with one encoder or two."""

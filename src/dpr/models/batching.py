@@ -1,4 +1,4 @@
-"""From texts to batches: token ids cut or split at a length, batches of like length, padding, threads."""
+"""From texts to batches: tokenising, cutting or splitting, grouping by length, padding, and threads."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,26 +9,26 @@ import numpy as np
 import torch
 
 OVERFLOWS = ("truncate", "max_chunk")
-MIN_LENGTH = 3  # tokens: two special ones and one of text
+MIN_LENGTH = 3  # tokens in a text: two special ones and one of its own
 
 
 def tokenize(
     tokenizer, texts: Sequence[str], prompt: str, max_length: int, overflow: str
 ) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
-    """Tokenise texts with a prompt before each, or before each chunk.
+    """Tokenise texts, with a prompt before each text or, if texts are split, before each chunk.
 
     Args:
         tokenizer: A transformers tokenizer.
         texts: N texts.
-        prompt: Text put before each.
-        max_length: Most tokens in a row, special tokens and prompt included.
-        overflow: `truncate`: one row a text, cut. `max_chunk`: as many rows as the text takes.
+        prompt: Text put before each text or chunk.
+        max_length: Most tokens per row, special tokens and prompt included.
+        overflow: `truncate` cuts each text to one row; `max_chunk` splits it into as many rows as needed.
 
     Returns:
-        Rows, each as field → int64 [T], and the text each row is of, int64 [rows].
+        The rows, each as field → int64 [T], and the position of each row's text, int64 [rows].
 
     Raises:
-        ValueError: An unknown overflow; a prompt that leaves no room for a chunk.
+        ValueError: An unknown overflow, or a prompt that leaves no room for a chunk.
     """
     if overflow not in OVERFLOWS:
         raise ValueError(f"overflow must be one of {OVERFLOWS}, got {overflow!r}")
@@ -44,7 +44,7 @@ def tokenize(
             raise ValueError(f"the prompt {prompt!r} leaves {room} of {max_length} tokens for a text")
         found = tokenizer(list(texts), truncation=True, max_length=room, return_overflowing_tokens=True)
         owners = found.pop("overflow_to_sample_mapping")
-        if inserted["input_ids"]:  # they go after the special tokens that stand before any text
+        if inserted["input_ids"]:  # the prompt goes after the special tokens that begin a row
             at = tokenizer(prompt)["input_ids"].index(inserted["input_ids"][0])
             for field, rows in found.items():
                 found[field] = [row[:at] + inserted[field] + row[at:] for row in rows]
@@ -53,17 +53,17 @@ def tokenize(
 
 
 def token_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Group texts of like length so that no batch, padded, holds more than so many tokens.
+    """Group texts of similar length into batches of at most `batch_tokens` tokens, padding included.
 
     Args:
-        lengths: Tokens of each of N texts.
-        batch_tokens: Most tokens in a batch, padding included; a longer text is a batch of its own.
+        lengths: Number of tokens of each of N texts.
+        batch_tokens: Most tokens per batch, padding included; a longer text is a batch of its own.
 
     Returns:
-        Positions in `lengths`, longest texts first, each once; the same for the same input.
+        Batches of positions in `lengths`, longest texts first; each position occurs once.
 
     Raises:
-        ValueError: `batch_tokens` below 1.
+        ValueError: `batch_tokens` is below 1.
 
     >>> token_batches([2, 9, 3, 2], batch_tokens=6)
     [[1], [2, 0], [3]]
@@ -83,12 +83,12 @@ def token_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
 def pad_batch(
     tokens: Sequence[dict[str, np.ndarray]], pad_with: dict[str, int], multiple: int = 1
 ) -> dict[str, torch.Tensor]:
-    """Pad tokenised texts on the right to the longest, one tensor a field.
+    """Pad tokenised texts on the right to the length of the longest, giving one tensor per field.
 
     Args:
-        tokens: B texts, each field → int64 [T] of that text.
-        pad_with: Field → what to pad it with, where that is not 0.
-        multiple: Pad to a multiple of so many tokens; 8 suits a GPU's tensor cores.
+        tokens: B texts, each as field → int64 [T], where T is that text's length.
+        pad_with: Field → value to pad it with; other fields are padded with 0.
+        multiple: The padded length is a multiple of this; 8 suits a GPU's tensor cores.
 
     Returns:
         Field → int64 [B, T].
@@ -114,22 +114,24 @@ def compute_blocks(
     extra_tokens: int = 0,
     progress: Callable[[int], object] = lambda texts: None,
 ) -> Iterator[tuple[list[Any], np.ndarray]]:
-    """Take blocks of texts through a model one by one, the next block tokenised meanwhile.
+    """Compute a model's results for blocks of texts one by one; the next block is tokenised meanwhile.
 
-    Rows of like length share a batch. On a CPU each core takes batches of its own, computing with that core
-    alone: quicker than all cores on one batch.
+    Rows of similar length share a batch. On a CPU each core computes a batch of its own, which is quicker
+    than all cores working on one batch.
 
     Args:
-        blocks: Blocks of texts; several hundred in each let texts of like length find each other.
-        tokenize_block: Gives the rows of a block and the text that each is of, as `tokenize` does.
-        compute: Gives one result for each row of a batch, told the numbers of block and batch.
-        batch_tokens: Tokens in a batch, padding included.
-        device: The kind of device the model is on, `cpu` or `cuda`.
-        extra_tokens: What a row costs beyond its own tokens, such as those that will be written for it.
-        progress: Called with the number of texts newly begun.
+        blocks: Blocks of texts; with several hundred texts each, rows of similar length can share a batch.
+        tokenize_block: Returns the rows of a block and the position of each row's text, as `tokenize` does.
+        compute: Receives a batch of rows and (number of the block, number of the batch in it), and
+            returns one result per row.
+        batch_tokens: Most tokens per batch, padding included.
+        device: The kind of device that the model is on, `cpu` or `cuda`.
+        extra_tokens: Tokens to count for each row beyond its own, such as those to be generated for it.
+        progress: Called after each batch with the number of texts whose first row was in it.
 
     Yields:
-        For each block the results of its rows, in order, and int64 [rows], the text that each is of.
+        For each block the results of its rows, in order, and the position in the block of each row's
+        text, int64 [rows].
     """
     with workers(device) as threads, ThreadPoolExecutor(1) as ahead:
         tokenised = one_ahead(ahead.submit(tokenize_block, block) for block in blocks)
@@ -148,7 +150,7 @@ def compute_blocks(
 
 @contextmanager
 def workers(device: str) -> Iterator[ThreadPoolExecutor]:
-    """Threads that each take batches: on a CPU one a core, computing with that core alone."""
+    """Yield an executor of threads for batches: on a CPU one thread per core, each using one core."""
     num_threads = torch.get_num_threads()
     if device == "cpu":
         threads = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
@@ -162,7 +164,7 @@ def workers(device: str) -> Iterator[ThreadPoolExecutor]:
 
 
 def one_ahead(futures: Iterator[Future]) -> Iterator:
-    """The results of futures, each asked for when the one before it is handed out."""
+    """Yield the results of futures in order; the next one is requested before the current one is awaited."""
     waiting = next(futures, None)
     while waiting is not None:
         following = next(futures, None)

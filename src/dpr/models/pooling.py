@@ -1,7 +1,7 @@
-"""From a text's token vectors to its one vector.
+"""Pooling: from the vectors of a text's tokens to one vector of the text.
 
 A pooling has a name: `cls`, `mean` or `max` over the last layer, or `sum-last-4`, `mean-last-4`,
-`concat-last-4`, … for the last so many layers.
+`concat-last-4`, …, where the number says how many of the last layers are used.
 """
 
 import re
@@ -31,7 +31,7 @@ def mean_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
 
     Args:
         hidden: Token vectors [B, T, D].
-        attention_mask: 1 for a token, 0 for padding, [B, T]; no row all 0.
+        attention_mask: 1 for a token, 0 for padding, [B, T]; every row has a token.
 
     Returns:
         [B, D] in the dtype of `hidden`.
@@ -53,7 +53,7 @@ def max_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
 
     Args:
         hidden: Token vectors [B, T, D].
-        attention_mask: 1 for a token, 0 for padding, [B, T]; no row all 0.
+        attention_mask: 1 for a token, 0 for padding, [B, T]; every row has a token.
 
     Returns:
         [B, D] in the dtype of `hidden`.
@@ -66,15 +66,15 @@ def max_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
 def layer_pool(hidden_states: Sequence[Tensor], attention_mask: Tensor, combine: str) -> Tensor:
     """Combine several layers, then average over a text's tokens, padding left out.
 
-    Both steps are linear, so each layer is averaged first: the same result with less to hold.
+    Both steps are linear, so each layer is averaged first: the result is the same and needs less memory.
 
     Args:
         hidden_states: Token vectors [B, T, D] of each of L layers.
-        attention_mask: 1 for a token, 0 for padding, [B, T]; no row all 0.
+        attention_mask: 1 for a token, 0 for padding, [B, T]; every row has a token.
         combine: `sum`, `mean` or `concat` (in the order of the layers).
 
     Returns:
-        [B, D], for `concat` [B, L·D], in the dtype of `hidden_states`.
+        [B, D], or [B, L·D] for `concat`, in the dtype of `hidden_states`.
 
     Source: Devlin et al. 2019, BERT, section 5.3 (which layers, for features).
     """
@@ -86,10 +86,10 @@ POOLINGS = {"cls": cls_pool, "mean": mean_pool, "max": max_pool}
 
 
 def parse_pooling(name: str) -> tuple[str, int]:
-    """A pooling's name as (`cls`, `mean` or `max`, 0) or (`sum`, `mean` or `concat`, number of layers).
+    """Split a pooling's name into its kind and number of layers; 0 for `cls`, `mean` and `max`.
 
     Raises:
-        ValueError: No such pooling.
+        ValueError: There is no such pooling.
 
     >>> parse_pooling("cls"), parse_pooling("concat-last-4")
     (('cls', 0), ('concat', 4))
@@ -106,18 +106,18 @@ def parse_pooling(name: str) -> tuple[str, int]:
 
 
 def pool(name: str, hidden_states: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
-    """Apply the pooling of that name.
+    """Apply the pooling called `name`.
 
     Args:
         name: See `parse_pooling`.
-        hidden_states: Token vectors [B, T, D] of the layers; the last is enough for `cls`, `mean`, `max`.
-        attention_mask: 1 for a token, 0 for padding, [B, T]; no row all 0.
+        hidden_states: Token vectors [B, T, D] of each layer; for `cls`, `mean` and `max` the last is enough.
+        attention_mask: 1 for a token, 0 for padding, [B, T]; every row has a token.
 
     Returns:
-        [B, D], for `concat-last-L` [B, L·D].
+        [B, D], or [B, L·D] for `concat-last-L`.
 
     Raises:
-        ValueError: No such pooling, or fewer layers than it takes.
+        ValueError: There is no such pooling, or it takes more layers than given.
     """
     kind, layers = parse_pooling(name)
     if not layers:

@@ -13,11 +13,11 @@ class TwoEncoders:
     """One encoder for queries and another for passages, used like a `BiEncoder`.
 
     Args:
-        query: Encodes queries.
-        passage: Encodes passages.
+        query: The encoder for queries.
+        passage: The encoder for passages.
 
     Raises:
-        ValueError: Their vectors cannot be compared: other dimensions or similarities.
+        ValueError: Their dimensions or similarities differ, so their vectors cannot be compared.
 
     Source: Karpukhin et al. 2020, Dense passage retrieval, section 3.
     """
@@ -36,10 +36,10 @@ class TwoEncoders:
     def from_pretrained(
         cls, folder: str | Path, device: str | None = None, precision: str | None = None, **settings
     ) -> "TwoEncoders":
-        """Read what `save` wrote: the folders `query` and `passage`; arguments as `BiEncoder`'s.
+        """Read the folders `query` and `passage`; the other arguments are as in `BiEncoder.from_pretrained`.
 
         Raises:
-            FileNotFoundError: One of the two is missing.
+            FileNotFoundError: One of the two folders is missing.
         """
         sides = [
             BiEncoder.from_pretrained(Path(folder) / side, device, precision, **settings)
@@ -51,7 +51,7 @@ class TwoEncoders:
 
     @property
     def config(self) -> EncoderConfig:
-        """The passage encoder's, with the query encoder's prompt and length for queries."""
+        """The passage encoder's config, with the query encoder's prompt and length for queries."""
         theirs = self.query.config
         return replace(
             self.passage.config, query_prompt=theirs.query_prompt, query_max_length=theirs.query_max_length
@@ -59,14 +59,14 @@ class TwoEncoders:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over both."""
+        """16 hex digits of SHA-256 over the fingerprints of both encoders."""
         return hashlib.sha256((self.query.fingerprint + self.passage.fingerprint).encode()).hexdigest()[:16]
 
     def save(self, folder: Path | str) -> None:
-        """Write both, all or nothing, into the folders `query` and `passage`.
+        """Write both encoders into the folders `query` and `passage` of `folder`, all or nothing.
 
         Raises:
-            ValueError: `folder` holds something that is no pair of encoders.
+            ValueError: `folder` holds something that is not a pair of encoders.
         """
         with atomic_folder(folder, *(f"query/{marker}" for marker in MARKERS)) as fresh:
             self.query.save(fresh / "query")

@@ -1,1 +1,1 @@
-"""BM25, vectors on disk, exact and approximate indexes, fusion."""
+"""BM25, vectors on disk, exact and approximate indexes, and fusion of rankings."""

@@ -1,4 +1,4 @@
-"""Approximate search beside exact search: what it misses, costs and saves, and what memory an index takes."""
+"""Approximate compared with exact search: recall, speed and build time; and the memory that indexes take."""
 
 import statistics
 import time
@@ -14,26 +14,26 @@ from dpr.search.engines import PQ_CENTROIDS, SEARCH_SETTINGS, SETTINGS, chosen_s
 from dpr.search.index import Index, build_index
 
 METRIC = "nDCG@10"
-EQUAL = 1e-5  # scores closer than this, relative to the exact one, are equal but for rounding
+EQUAL = 1e-5  # scores that differ by less than this share of the exact score count as equal
 Grid = Sequence[tuple[str, dict[str, int]]]
 
 
 @dataclass(frozen=True)
 class AnnResult:
-    """One kind of index with one choice of settings, measured beside exact search.
+    """One kind of index with one choice of settings, compared with exact search.
 
     Attributes:
-        kind: As `build_index` takes it.
-        settings: All its settings.
-        exhaustive: Whether it compares every vector, so that only rounding and compression can miss.
+        kind: Kind of index, as in `build_index`.
+        settings: All settings of the index.
+        exhaustive: Whether it compares every vector, so that only rounding and compression cause misses.
         recall_10: Share of the ten best passages of exact search that it finds, mean over queries.
-        recall_100: The same of the hundred best.
+        recall_100: The same for the hundred best passages.
         ndcg: nDCG@10 against the collection's judgements, mean over queries.
-        ndcg_change: nDCG@10 less that of exact search.
-        build_s: Seconds to build it.
-        bytes_per_vector: Vectors, codes, ids and links, in memory or on disk.
-        queries_per_s: All queries given at once, median of the rounds.
-        speedup: queries_per_s over that of exact search, median of the rounds' ratios.
+        ndcg_change: `ndcg` minus that of exact search.
+        build_s: Seconds to build the index.
+        bytes_per_vector: Size of vectors, codes, ids and links, in memory or on disk, divided by N.
+        queries_per_s: Queries per second with all queries given at once, median over rounds.
+        speedup: Time of exact search divided by this index's time, median over rounds.
     """
 
     kind: str
@@ -55,9 +55,9 @@ class AnnResult:
 
 
 def default_grid(count: int, dimension: int) -> Grid:
-    """Kinds and settings worth comparing for N vectors of D dimensions; hnswlib where installed.
+    """Kinds and settings worth comparing for N vectors of D dimensions; hnswlib only if installed.
 
-    hnswlib looks as far as the depth at least, so its narrowest settings are left out.
+    hnswlib's `ef_search` is never below the depth, so its smallest values are left out.
     """
     wide = [16, 32, 64, 128, 256]
     probes = [p for p in (1, 2, 4, 8, 16, 32, 64) if p < num_lists(count)]
@@ -81,27 +81,28 @@ def ann_report(
     depth: int = 100,
     rounds: int = 5,
 ) -> list[AnnResult]:
-    """Measure kinds of index and their settings; the first row is always exact search.
+    """Compare kinds of index and their settings with exact search in recall, nDCG@10, speed and size.
 
-    Recall counts a passage as found when its true similarity reaches that of the last of the exact
-    ones, so that passages of equal score may stand for each other; it is computed from the vectors,
-    whatever scores an index gives. Each round times exact search and the other in turn.
+    For recall@k a passage counts as found if its true similarity reaches that of the k-th best passage,
+    so passages of equal similarity can replace each other. True similarities are computed from the
+    vectors, whatever scores an index gives. Each round times exact search, then the other index.
 
     Args:
-        collection: Judgements, and the ids of N passages and Q queries in the rows' order.
+        collection: Gives the judgements, and the ids of N passages and Q queries in the rows' order.
         passage_emb: float [N, D].
         query_emb: float [Q, D].
-        similarity: The one the encoder was trained for.
-        grid: (kind, settings) to measure; by default `default_grid`. What differs only in how wide it
-            searches is built once.
-        depth: Hits a query, at least 100 for `recall_100`.
-        rounds: Times each search is timed.
+        similarity: `cosine` or `dot`, whichever the encoder was trained for.
+        grid: (kind, settings) pairs to measure; by default `default_grid`. Neighbours that differ only in
+            `SEARCH_SETTINGS` share one index.
+        depth: Hits per query, at least 100, as `recall_100` needs them.
+        rounds: How often each search is timed, at least 1.
 
     Returns:
-        One result a row, exact search first, then in the grid's order.
+        One result per setting: exact search first, then the grid in its order.
 
     Raises:
-        ValueError: A depth below 100, no round, other numbers of rows; what `build_index` refuses.
+        ValueError: `depth` or `rounds` is too small, the numbers of vectors do not fit the collection, or
+            as in `build_index`.
 
     Source: Aumüller, Bernhardsson and Faithfull 2020, ANN-Benchmarks, section 2 (recall by distance).
     """
@@ -150,14 +151,17 @@ def ann_report(
 
 
 def reaching(results: Sequence[AnnResult], recall_10: float) -> dict[str, AnnResult | None]:
-    """For each kind but exact its quickest setting with that recall, or None where none has it."""
+    """For each kind except exact, its quickest result with at least that recall@10; None if there is none."""
     kinds = dict.fromkeys(result.kind for result in results if result.kind != "exact")
     good = sorted((r for r in results if r.recall_10 >= recall_10), key=lambda r: -r.queries_per_s)
     return {kind: next((r for r in good if r.kind == kind), None) for kind in kinds}
 
 
 def pareto(results: Sequence[AnnResult]) -> list[AnnResult]:
-    """Those that no other beats in both recall@10 and queries a second, by rising recall."""
+    """The Pareto front of recall@10 and queries per second, by rising recall.
+
+    A result is left out if another one is at least as good in both and better in one.
+    """
     kept = [
         r
         for r in results
@@ -172,7 +176,7 @@ def pareto(results: Sequence[AnnResult]) -> list[AnnResult]:
 
 
 def _built(kind: str, passage_emb, doc_ids, similarity: str, settings) -> tuple[Index, float]:
-    """An index and the seconds it took to build."""
+    """Build an index; return it and the seconds it took."""
     start = time.perf_counter()
     index = build_index(kind, passage_emb, doc_ids, similarity, **settings)
     return index, time.perf_counter() - start
@@ -183,14 +187,14 @@ def _steering_defaults(kind: str) -> dict[str, int]:
 
 
 def _seconds(index: Index, query_emb: np.ndarray, depth: int) -> float:
-    """How long one search for all queries takes."""
+    """Seconds that one search for all queries takes."""
     start = time.perf_counter()
     index.search(query_emb, depth)
     return time.perf_counter() - start
 
 
 def _similarities(query_emb, passage_emb, positions: np.ndarray, similarity: str) -> np.ndarray:
-    """The true similarity of each found passage, float64 [Q, K]; minus infinity where none was found."""
+    """The true similarity of each found passage, float64 [Q, K]; minus infinity if none was found."""
     rows = np.empty(positions.shape)
     for query, found, out in zip(query_emb, positions, rows, strict=True):
         passages = np.asarray(passage_emb[found], dtype=np.float64)
@@ -202,7 +206,7 @@ def _similarities(query_emb, passage_emb, positions: np.ndarray, similarity: str
 
 
 def _recall(best: np.ndarray, true: np.ndarray, cutoff: int) -> float:
-    """Share of the `cutoff` best scores [Q, K] that the found ones [Q, K] reach, mean over queries."""
+    """Mean recall@`cutoff`, from the scores [Q, K] of exact search and the true ones [Q, K] of the hits."""
     cutoff = min(cutoff, best.shape[1])
     last = best[:, cutoff - 1 : cutoff].astype(np.float64)
     reached = (true[:, :cutoff] >= last - EQUAL * np.abs(last)).sum(axis=1)
@@ -213,21 +217,21 @@ FLOAT32, FLOAT16, INT32, INT64 = 4, 2, 4, 8
 
 
 def plan_memory(num_passages: int, dim: int, **settings: int) -> dict[str, int]:
-    """Bytes of vectors, codes, ids and links for each kind of index, under its default settings.
+    """Bytes of vectors, codes, ids and links for each kind of index, with its default settings.
 
-    The graphs' upper levels are taken at their expected size. Not counted are what searching and
-    building hold besides, and the passages themselves.
+    The upper levels of graphs count with their expected size. The passages' texts and what building and
+    searching need in addition are not counted.
 
     Args:
         num_passages: N, at least 1.
         dim: D, at least 1.
-        **settings: Settings of some kinds to use in place of the defaults, as `m=16`, `code_bytes=48`.
+        **settings: Settings that replace the defaults of the kinds that have them, such as `m=16`.
 
     Returns:
-        Kind → bytes; `exact` with float32 vectors, which may stay on disk (float16 takes half).
+        Kind → bytes; for `exact` of float32 vectors, which may stay on disk (float16 takes half).
 
     Raises:
-        ValueError: A size below 1, a setting no kind has, too few passages to learn from.
+        ValueError: A size is below 1, no kind knows a setting, or there are too few passages to learn from.
 
     Source: the file formats of FAISS 1.15 and hnswlib 0.8; Malkov and Yashunin 2018, section 4, for the
     levels.
@@ -249,13 +253,13 @@ def plan_memory(num_passages: int, dim: int, **settings: int) -> dict[str, int]:
 
 
 def _bytes(kind: str, settings: dict[str, int], count: int, dim: int) -> float:
-    """Bytes of one kind."""
+    """Expected bytes of one kind of index with these settings."""
     vectors = count * dim * FLOAT32
     if kind == "faiss-sqfp16":
         return count * dim * FLOAT16
     if kind in ("faiss-hnsw", "hnswlib"):
         m = settings["m"]
-        upper_levels = count / (m - 1)  # of all nodes together: one in m climbs to each next level
+        upper_levels = count / (m - 1)  # over all nodes: one node in m reaches each next level
         if kind == "faiss-hnsw":
             links = (2 * m * count + m * upper_levels) * INT32
             return vectors + links + count * (INT32 + INT64)  # each node's level and offset

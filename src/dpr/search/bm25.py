@@ -1,4 +1,4 @@
-"""BM25 over a collection: Lucene, through pyserini."""
+"""BM25 search over a collection, by Lucene through pyserini."""
 
 import json
 import math
@@ -25,15 +25,15 @@ BATCH = 10_000
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a search over k1 and b found.
+    """Result of a grid search over k1 and b.
 
     Attributes:
         grid: (k1, b) → mean of the metric on the tuning queries.
         metric: The metric's name.
-        k1: The best k1; of equal ones the first tried.
-        b: The best b.
+        k1: k1 of the best pair; of equally good pairs, the first one tried.
+        b: b of the best pair.
         split: The split whose queries were used.
-        num_queries: How many there were.
+        num_queries: Number of these queries.
     """
 
     grid: dict[tuple[float, float], float]
@@ -47,14 +47,15 @@ class Tuning:
 class BM25:
     """A Lucene index over title and text in one field, and its searcher.
 
-    Made by `BM25.build`. The index knows which passages it holds: its folder carries their
-    fingerprint, and an index of other passages is never searched.
+    Create one with `BM25.build`. The folder stores the fingerprint of the indexed passages, so an index
+    of other passages is never searched by mistake.
 
     Attributes:
-        folder: Where the index lies.
-        fingerprint: Of the indexed collection.
-        num_documents: How many documents Lucene holds.
-        reused: Whether `build` found a fitting index instead of making one.
+        folder: Folder of the index.
+        fingerprint: Fingerprint of the indexed collection.
+        num_documents: Number of documents in the Lucene index.
+        num_bytes: Size of the Lucene index on disk.
+        reused: Whether `build` opened an existing index instead of making one.
     """
 
     def __init__(self, folder: Path, fingerprint: str, reused: bool):
@@ -68,22 +69,22 @@ class BM25:
 
     @classmethod
     def build(cls, collection: Collection, folder: Path | str) -> "BM25":
-        """Index a collection, or open the index in `folder` if it holds these very passages.
+        """Index a collection, or open the index in `folder` if it holds exactly these passages.
 
-        Lucene's English analysis (Porter stems, stop words) as Anserini sets it. Documents with
-        neither title nor text are left out. A stale index is replaced; the new one is built
-        beside it and renamed, so a kill leaves the old one whole.
+        Texts go through Lucene's English analysis (Porter stems, stop words) as Anserini sets it.
+        Documents with neither title nor text are left out. An index of other passages or by another
+        pyserini version is replaced; if the process is killed meanwhile, the old index stays whole.
 
         Args:
             collection: The passages to index.
-            folder: The index's folder; made where missing.
+            folder: The index's folder; created if it is missing.
 
         Raises:
-            ValueError: No passage with text, or `folder` holds something that is no index of ours.
-            RuntimeError: Lucene holds another number of documents than was handed to it, or there
-                is no Java 21.
+            ValueError: No passage has text, or `folder` holds something other than such an index.
+            RuntimeError: Lucene holds another number of documents than it was given, or there is no
+                Java 21 or newer.
         """
-        folder = Path(folder).resolve()  # Java keeps the working folder that it was started in
+        folder = Path(folder).resolve()  # Java resolves relative paths from the folder it was started in
         documents = [p for p in collection.passages if p.contents]
         if not documents:
             raise ValueError(f"{collection.name}: no passage with a text to index")
@@ -106,12 +107,12 @@ class BM25:
 
         Args:
             queries: query_id → text.
-            depth: Hits a query, at most; fewer where fewer documents share a term with it.
+            depth: Most hits per query; there are fewer if fewer documents share a term with the query.
             k1: Term-frequency saturation, 0 or more.
             b: Length normalisation, from 0 to 1.
 
         Returns:
-            A run tagged `bm25` with every query in it, in trec_eval's order.
+            A run tagged `bm25` that includes every query, with hits in trec_eval's order.
 
         Raises:
             ValueError: depth below 1, k1 below 0, or b outside 0 to 1.
@@ -134,13 +135,13 @@ class BM25:
         b_grid: Sequence[float] = B_GRID,
         metric: str = "nDCG@10",
     ) -> Tuning:
-        """Try every k1 with every b on queries kept for tuning.
+        """Try every k1 with every b on queries reserved for tuning.
 
         Args:
-            dev: The same passages with the dev or train split's queries.
+            dev: The indexed collection with the queries of its dev or train split.
             k1_grid: Values of k1 to try.
             b_grid: Values of b to try.
-            metric: What to maximise.
+            metric: The metric to maximise.
 
         Raises:
             ValueError: The split is `test`, or the passages are not the indexed ones.
@@ -173,7 +174,7 @@ def _index(documents: Sequence, folder: Path) -> None:
 
 
 def _read_manifest(folder: Path) -> dict | None:
-    """What the index in a folder was made from; None where there is nothing."""
+    """What the index in a folder was made from; None if the folder is missing or empty."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:

@@ -1,8 +1,8 @@
-"""Passages encoded to disk in numbered shards: stopped anywhere and started again, only the rest is encoded.
+"""Encoding passages to disk in numbered shards; after an interruption only the missing ones are encoded.
 
-A shard is written under a temporary name and renamed, and its bytes depend on nothing but its passages
-and the manifest's settings, so the vectors are the same however often the work was interrupted. When
-all shards are there they become one array, which is read as a memory map.
+A shard is written under a temporary name and renamed. Its bytes depend only on its passages and the
+manifest's settings, so the vectors are the same however often the work was interrupted. Once complete,
+the shards are joined into one array, which is read as a memory map.
 """
 
 import io
@@ -22,7 +22,7 @@ from dpr.models.batching import OVERFLOWS
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 
-CPU_SHARD, GPU_SHARD = 1_024, 16_384  # passages
+CPU_SHARD, GPU_SHARD = 1_024, 16_384  # passages per shard
 DTYPES = ("float32", "float16")
 VECTORS, OWNERS, TIMING = "vectors.npy", "owners.npy", "timing.json"
 FORMAT = 1
@@ -33,13 +33,12 @@ class Encoded:
     """The vectors of a collection's passages, on disk.
 
     Attributes:
-        folder: Where they are.
+        folder: Folder of the files.
         rows: float32 or float16 [rows, ΣD], memory-mapped; the columns of every pooling side by side.
-        doc_ids: The document of each row: each once in the collection's order, and with chunks as
-            often as it has chunks.
+        doc_ids: Id of each row's document, in the collection's order; with chunks, once per chunk.
         columns: Pooling → its columns in `rows`.
         chunks: Whether a document may have several rows.
-        texts_per_s: Passages encoded a second, over all attempts.
+        texts_per_s: Passages encoded per second, over all attempts.
     """
 
     folder: Path
@@ -51,14 +50,14 @@ class Encoded:
 
     @property
     def vectors(self) -> np.ndarray:
-        """[rows, D] of the first pooling, memory-mapped."""
+        """Vectors [rows, D] of the first pooling, memory-mapped."""
         return self.of(next(iter(self.columns)))
 
     def of(self, pooling: str) -> np.ndarray:
-        """[rows, D] of one pooling, memory-mapped.
+        """Vectors [rows, D] of one pooling, memory-mapped.
 
         Raises:
-            ValueError: Not encoded with that pooling.
+            ValueError: The passages were not encoded with that pooling.
         """
         if pooling not in self.columns:
             raise ValueError(f"{self.folder} has the poolings {list(self.columns)}, not {pooling!r}")
@@ -76,27 +75,27 @@ def encode_collection(
     shard_size: int | None = None,
     batch_tokens: int | None = None,
 ) -> Encoded:
-    """Encode a collection's passages into a folder, or only what is missing of them there.
+    """Encode a collection's passages into a folder; shards that are already there are kept.
 
-    While the shards are put together the disk holds them twice; in memory there are two shards.
+    While the shards are joined, the disk holds all vectors twice; memory holds two shards.
 
     Args:
-        folder: One for each encoder, collection and setting; made where missing.
-        encoder: Its passage side encodes.
+        folder: A folder for this encoder, collection and settings only; created if it is missing.
+        encoder: The encoder; of `TwoEncoders` the one for passages.
         collection: N passages.
-        poolings: Several poolings from one pass through the model; by default the encoder's own.
-        overflow: What becomes of a passage beyond the encoder's length: `truncate`, or `max_chunk`
-            for as many rows as it takes.
-        dtype: `float32` or `float16` on disk.
-        shard_size: Passages in a shard: what an interruption can cost. By default 1,024, on a GPU
-            16,384.
+        poolings: Poolings to compute in one pass through the model; by default the encoder's own.
+        overflow: What happens to a passage beyond the encoder's length: `truncate` cuts it,
+            `max_chunk` splits it into as many rows as needed.
+        dtype: Number format on disk, `float32` or `float16`.
+        shard_size: Passages per shard, and the most that an interruption can lose. By default 1,024,
+            on a GPU 16,384.
         batch_tokens: See `BiEncoder.encode_blocks`.
 
     Raises:
-        ValueError: The folder holds vectors of another model, collection or setting, which the
-            message names; another process is encoding into it; a damaged shard; no passages; a
-            dtype, overflow, pooling or size that cannot be.
-        OSError: The disk is full; shards already written stay.
+        ValueError: The folder holds vectors of another model, collection or setting (the message names
+            which), another process is encoding into it, a shard is damaged, there are no passages, or
+            a dtype, overflow, pooling or size is invalid.
+        OSError: The disk is full; shards already written are kept.
     """
     folder, encoder = Path(folder), encoder.passage
     on_cpu = encoder.model.device.type == "cpu"
@@ -136,7 +135,7 @@ def encode_collection(
 
 
 def _encode_missing(shards: ShardFolder, encoder: BiEncoder, collection: Collection) -> None:
-    """Encode and write each shard that is not there; with chunks its owners lie beside it."""
+    """Encode and write each missing shard; with chunks, a second file holds each row's passage."""
     manifest = shards.manifest
     chunks = manifest["overflow"] == "max_chunk"
     missing = {
@@ -166,9 +165,9 @@ def _encode_missing(shards: ShardFolder, encoder: BiEncoder, collection: Collect
 
 
 def _check_space(shards: ShardFolder, num_missing: int) -> None:
-    """Refuse to begin what cannot end."""
+    """Raise OSError if the disk has too little space for the missing shards and the joined array."""
     row_bytes = _width(shards.manifest) * np.dtype(shards.manifest["dtype"]).itemsize
-    needed = (shards.num_items + num_missing) * row_bytes  # once in shards, once put together
+    needed = (shards.num_items + num_missing) * row_bytes  # the joined array and the missing shards
     free = shutil.disk_usage(shards.folder).free
     if free < needed:
         message = f"encoding needs {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free"
@@ -176,7 +175,7 @@ def _check_space(shards: ShardFolder, num_missing: int) -> None:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    """Write an array all or nothing; through a stream, which reports a full disk, as mapping does not."""
+    """Write an array all or nothing, through a stream: unlike a memory map, it reports a full disk."""
     stream = io.BytesIO()
     np.save(stream, array)
     with atomic_path(path) as temporary:
@@ -184,7 +183,7 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 def _assemble(shards: ShardFolder) -> None:
-    """Put the shards together in order."""
+    """Join the shards in order into one array file."""
     folder, manifest = shards.folder, shards.manifest
     shape = (sum(len(_load(path)) for path in shards.items), _width(manifest))
     header = {"descr": np.dtype(manifest["dtype"]).str, "fortran_order": False, "shape": shape}
@@ -202,12 +201,12 @@ def _assemble(shards: ShardFolder) -> None:
 
 
 def _width(manifest: dict[str, Any]) -> int:
-    """ΣD, over all poolings."""
+    """ΣD, the number of columns of all poolings together."""
     return sum(dimension for _, dimension in manifest["poolings"])
 
 
 def _load(path: Path) -> np.ndarray:
-    """A shard, memory-mapped."""
+    """Open an array file as a memory map."""
     try:
         return np.load(path, mmap_mode="r")
     except (ValueError, EOFError) as error:
@@ -215,7 +214,7 @@ def _load(path: Path) -> np.ndarray:
 
 
 def _open(folder: Path, manifest: dict[str, Any], doc_ids: list[str]) -> Encoded:
-    """What is in a complete folder."""
+    """Open the vectors in a complete folder."""
     chunks = manifest["overflow"] == "max_chunk"
     if chunks:
         doc_ids = [doc_ids[i] for i in np.load(folder / OWNERS)]

@@ -1,7 +1,7 @@
-"""The engines behind an index: exact, FAISS's and hnswlib's, all asked for the largest dot products.
+"""The engines behind an index: exact, FAISS's and hnswlib's, all searching for the largest dot products.
 
-Each returns scores where larger is better, whatever it computes inside, and -1 with a score of minus
-infinity where it found fewer passages than it was asked for.
+Each returns scores where larger is better, whatever it computes inside. If FAISS finds fewer passages
+than requested, the other positions are -1, with scores of minus infinity; hnswlib raises an error.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 
 from dpr.search.exact import exact_topk, exact_topk_torch
 
-# kind → its settings with their defaults; 0 means `num_lists(N)` lists, about a byte for four dimensions
+# kind → its settings with their defaults; 0 means `num_lists(N)` lists, or about D / 4 code bytes
 SETTINGS: dict[str, dict[str, int]] = {
     "exact": {},
     "faiss-flat": {},
@@ -22,23 +22,23 @@ SETTINGS: dict[str, dict[str, int]] = {
     "hnswlib": {"m": 32, "ef_construction": 200, "ef_search": 128},
 }
 SEARCH_SETTINGS = ("ef_search", "num_probes")  # these can be changed after building
-VECTORS_A_CENTROID = 39  # FAISS warns below this
+VECTORS_A_CENTROID = 39  # FAISS warns if it has fewer vectors per centroid
 PQ_CENTROIDS = 256
-FILE = "index.bin"  # of the engines that write one file
+FILE = "index.bin"  # file name for engines that write a single file
 BATCH = 65_536  # vectors added at once
 
 
 def num_lists(num_passages: int) -> int:
-    """How many inverted lists suit N passages: 4 √N, fewer where a list would learn from too few."""
+    """Number of inverted lists for N passages: 4 √N, or fewer if each would learn from too few vectors."""
     return max(1, min(int(4 * num_passages**0.5), num_passages // VECTORS_A_CENTROID))
 
 
 def chosen_settings(kind: str, settings: dict[str, int], count: int, dimension: int) -> dict[str, int]:
-    """The kind's settings with the caller's in place of defaults, checked against N and D.
+    """The kind's default settings, overridden by the caller's and checked against N and D.
 
     Raises:
-        ValueError: A setting the kind does not have or that is no count, fewer vectors than it has to
-            learn centroids, or codes that do not divide the dimension.
+        ValueError: The kind does not have a setting, a setting is not a count, there are fewer vectors
+            than centroids to learn, or `code_bytes` does not divide D.
     """
     unknown = set(settings) - set(SETTINGS[kind])
     if unknown:
@@ -62,43 +62,43 @@ def chosen_settings(kind: str, settings: dict[str, int], count: int, dimension: 
 
 
 def check_setting(kind: str, name: str, value: int) -> None:
-    """Refuse a setting that is no count.
+    """Check that a setting is a count.
 
     Raises:
-        ValueError: No whole number of at least 1.
+        ValueError: It is not a whole number of at least 1.
     """
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{kind}: {name} must be a whole number of at least 1, got {value!r}")
 
 
 class ExactEngine:
-    """Our own exhaustive search, on a GPU where there is one; holds the vectors, in memory or mapped."""
+    """Our own exhaustive search, on a GPU if there is one, of vectors in memory or memory-mapped."""
 
     def __init__(self, vectors: np.ndarray, scale: np.ndarray | None):
         self.vectors, self.scale = vectors, scale
         self.num_bytes = vectors.nbytes + (scale.nbytes if scale is not None else 0)
 
     def search(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores [Q, K] and positions [Q, K]."""
+        """Scores [Q, K] and positions [Q, K] of the K = `depth` best vectors for each query."""
         if torch.cuda.is_available():
             return exact_topk_torch(queries, self.vectors, depth, self.scale, "cuda")
         return exact_topk(queries, self.vectors, depth, self.scale)
 
     def save(self, folder: Path) -> None:
-        """Write the vectors as they are, and their scale."""
+        """Write the unscaled vectors, and their scale if there is one."""
         for name, array in (("vectors", self.vectors), ("scale", self.scale)):
             if array is not None:
                 np.save(folder / f"{name}.npy", array)
 
     @classmethod
     def load(cls, folder: Path) -> "ExactEngine":
-        """Map the vectors of a saved index."""
+        """Open a saved index; its vectors are memory-mapped."""
         scale = np.load(folder / "scale.npy") if (folder / "scale.npy").is_file() else None
         return cls(np.load(folder / "vectors.npy", mmap_mode="r"), scale)
 
 
 class FaissEngine:
-    """Any of FAISS's indexes under inner product, on every GPU that FAISS sees."""
+    """A FAISS index with inner product, on every GPU that FAISS sees; HNSW stays on the CPU."""
 
     def __init__(self, index):
         import faiss
@@ -110,7 +110,7 @@ class FaissEngine:
 
     @classmethod
     def build(cls, kind: str, vectors, dimension: int, count: int, settings: dict[str, int]) -> "FaissEngine":
-        """Train where the kind learns, then add the vectors, an iterator of float32 blocks."""
+        """Train the index if its kind learns, then add the vectors, an iterator of float32 blocks [n, D]."""
         import faiss
 
         lists = settings.get("num_lists")
@@ -125,7 +125,7 @@ class FaissEngine:
         if kind == "faiss-hnsw":
             index.hnsw.efConstruction = settings["ef_construction"]
         if kind == "faiss-ivfpq":
-            index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # checked by us
+            index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # we check the number
         blocks = list(vectors) if not index.is_trained else vectors
         if not index.is_trained:
             index.train(np.concatenate(blocks))
@@ -138,13 +138,13 @@ class FaissEngine:
         return engine
 
     def search(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores [Q, K] and positions [Q, K]."""
+        """Scores [Q, K] and positions [Q, K] of the K = `depth` best vectors for each query."""
         scores, positions = self._index.search(np.ascontiguousarray(queries), depth)
         scores[positions < 0] = -np.inf
         return scores, positions
 
     def set(self, name: str, value: int) -> None:
-        """Change how far a search looks."""
+        """Change `ef_search` or `num_probes`, which decide how widely it searches."""
         import faiss
 
         parameter = {"ef_search": "efSearch", "num_probes": "nprobe"}[name]
@@ -166,7 +166,7 @@ class FaissEngine:
 
 
 class HnswlibEngine:
-    """hnswlib's graph under inner product; its distance is 1 less the product."""
+    """hnswlib's graph with inner product; its distance is 1 minus the product."""
 
     def __init__(self, index):
         self._index = index
@@ -174,7 +174,7 @@ class HnswlibEngine:
 
     @classmethod
     def build(cls, vectors, dimension: int, count: int, settings: dict[str, int]) -> "HnswlibEngine":
-        """Add the vectors, an iterator of float32 blocks."""
+        """Build the graph from the vectors, an iterator of float32 blocks [n, D]."""
         index = import_hnswlib().Index(space="ip", dim=dimension)
         index.init_index(count, M=settings["m"], ef_construction=settings["ef_construction"], random_seed=0)
         for block in vectors:
@@ -184,7 +184,7 @@ class HnswlibEngine:
         return engine
 
     def search(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores [Q, K] and positions [Q, K]; looks as far as the depth at least."""
+        """Scores [Q, K] and positions [Q, K] of the K = `depth` best; `ef_search` is at least `depth`."""
         self._index.set_ef(max(self._ef, depth))
         try:
             positions, distances = self._index.knn_query(queries, k=depth)
@@ -195,7 +195,7 @@ class HnswlibEngine:
         return 1 - distances, positions.astype(np.int64)
 
     def set(self, name: str, value: int) -> None:
-        """Change how far a search looks."""
+        """Change `ef_search`, which decides how widely it searches."""
         self._ef = value
 
     def save(self, folder: Path) -> None:
@@ -211,10 +211,10 @@ class HnswlibEngine:
 
 
 def import_hnswlib():
-    """hnswlib, or what to do without it.
+    """Import hnswlib, or raise an error that says what to do without it.
 
     Raises:
-        ValueError: It is not installed.
+        ValueError: hnswlib is not installed.
     """
     try:
         import hnswlib

@@ -1,12 +1,12 @@
-"""The best of all passages for each query, by blocked matrix products.
+"""Exact search: the best of all passages for each query, by matrix products over blocks.
 
-Nearly all the time should go into the products, so most scores are looked at only once, in a
-comparison: a sample of the passages tells each query a score that somewhat more than `depth` passages
-beat, and only those are kept and ordered. Where fewer than `depth` turn out to beat it, or far too
-many, that query's scores are all kept and ordered, so the result is exact whatever the sample was.
+To spend nearly all time on the products, most scores are only compared once, with a bar. The bar is a
+score for each query that somewhat more than `depth` passages should beat, estimated from a sample of
+the passages; only passages above it are kept and ordered. If fewer than `depth` passages beat it, or
+far too many, all scores of that query are ordered, so the result is exact whatever the sample was.
 
-Threads, each with single-threaded products of its own, share out many queries, or the passages where
-the queries are few, so that products, comparing and ordering all keep every core busy.
+The work is divided among threads, by queries or, if these are few, by passages. Each thread's products
+are single-threaded, so that products, comparing and ordering all keep every core busy.
 """
 
 import math
@@ -21,39 +21,39 @@ import numpy as np
 import torch
 
 QUERY_BLOCK = 512  # queries scored at once by a thread
-MANY_QUERIES = 256  # from so many a thread on, threads share out the queries, not the passages
-BLOCK_SCORES = 2**19  # scores computed at once by a thread, 2 MiB
+MANY_QUERIES = 256  # queries per thread from which threads divide the queries, not the passages
+BLOCK_SCORES = 2**19  # scores computed at once by a thread (2 MiB)
 MIN_BLOCK, MAX_BLOCK = 1_024, 16_384  # passages in a block
-FEW_QUERIES = 4  # up to so many, ordering all scores is quicker than a sample
-SAMPLE = 4_096  # passages in it, or somewhat more
-MOST_CANDIDATES = 16  # times the depth: a bar that more passages beat was set too low
+FEW_QUERIES = 4  # up to this number, ordering all scores is quicker than taking a sample
+SAMPLE = 4_096  # passages in the sample, or somewhat more
+MOST_CANDIDATES = 16  # times the depth; a bar that more passages beat is too low
 GPU_PASSAGES = 65_536  # passages on a GPU at once
-GPU_QUERIES = 1_024  # queries scored at once there
+GPU_QUERIES = 1_024  # queries scored on a GPU at once
 
 
 def exact_topk(
     query_emb: np.ndarray, passage_emb: np.ndarray, depth: int, scale: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the passages with the largest dot products, the whole matrix of scores never in memory.
+    """Find the passages with the largest dot products, without the whole matrix of scores in memory.
 
-    Beyond the vectors, each thread takes a block of scores and of vectors as float32 (up to 29 MiB at
-    384 dimensions) and for each of at most `QUERY_BLOCK` queries up to `MOST_CANDIDATES` × depth candidates
-    of 20 bytes, mostly twice the depth (20 MiB at depth 1000). Where no bar is used, each thread takes N
-    scores for each of a few queries, 12 bytes a score.
+    Besides the vectors, each thread holds a block of scores and a block of vectors as float32 (up to 29
+    MiB at 384 dimensions). For each of at most `QUERY_BLOCK` queries it holds candidates of 20 bytes, mostly
+    twice the depth (20 MiB at depth 1000), at most `MOST_CANDIDATES` × depth. Without a bar, each thread
+    holds N scores of 12 bytes for each of a few queries.
 
     Args:
         query_emb: float32 [Q, D].
         passage_emb: float32 or float16 [N, D]; a memory map is read block by block.
         depth: K, from 1 to N.
-        scale: float32 [N], multiplied into the scores of each passage, as 1 / length for cosine.
+        scale: float32 [N], factors for the scores of each passage, such as 1 / length for cosine.
 
     Returns:
         Scores float32 [Q, K], falling along each row, and positions int64 [Q, K] in `passage_emb`;
-        of equal scores the smaller position comes first.
+        among equal scores the smaller position comes first.
     """
     scores = np.empty((len(query_emb), depth), dtype=np.float32)
     positions = np.empty((len(query_emb), depth), dtype=np.int64)
-    unanswered = np.arange(len(query_emb))  # rows of query_emb
+    unanswered = np.arange(len(query_emb))  # rows of query_emb without a result yet
     if len(unanswered) > FEW_QUERIES and len(passage_emb) >= max(4 * SAMPLE, MOST_CANDIDATES * depth):
         by_queries = len(unanswered) >= MANY_QUERIES * _num_threads()
         num_blocks = max(_num_threads() if by_queries else 1, math.ceil(len(unanswered) / QUERY_BLOCK))
@@ -82,7 +82,7 @@ def exact_topk(
 
 
 def _of_all(queries, passage_emb, depth: int, scale):
-    """Best `depth` of a few queries, from all N of their scores; memory's speed is the limit here."""
+    """The `depth` best passages of a few queries, by ordering all N scores; memory speed is the limit."""
     scores = np.empty((len(queries), len(passage_emb)), dtype=np.float32)
     for start, block in _score_blocks(queries, passage_emb, MAX_BLOCK, scale, 0, len(passage_emb)):
         scores[:, start : start + block.shape[1]] = block
@@ -90,16 +90,16 @@ def _of_all(queries, passage_emb, depth: int, scale):
 
 
 def _above_a_bar(queries, passage_emb, depth: int, scale, threads: ThreadPoolExecutor | None):
-    """Best `depth` of the queries for which a bar was well set: their rows, scores and positions.
+    """Rows of the queries whose bar was set well, and scores and positions of their `depth` best passages.
 
-    The passages are shared out among `threads`, where they are given.
+    If `threads` are given, the passages are divided among them.
     """
     bar = _bar(queries, passage_emb, depth, scale)
     edges = np.linspace(0, len(passage_emb), (_num_threads() if threads else 1) + 1).astype(int).tolist()
     parts = list(pairwise(edges))
     collect = partial(_candidates, queries, passage_emb, scale, bar, MOST_CANDIDATES * depth * len(queries))
     kept = [candidates for part in (threads.map if threads else map)(collect, parts) for candidates in part]
-    if any(candidates is None for candidates in kept):  # the sample misled
+    if any(candidates is None for candidates in kept):  # far too many passages beat the bars
         return np.empty(0, dtype=np.int64), np.empty((0, depth)), np.empty((0, depth))
     rows, positions, values = (np.concatenate(column) for column in zip(*kept, strict=True))
     counts = np.bincount(rows, minlength=len(queries))
@@ -116,7 +116,7 @@ def _above_a_bar(queries, passage_emb, depth: int, scale, threads: ThreadPoolExe
 
 
 def _candidates(queries, passage_emb, scale, bar: np.ndarray, most: int, part: tuple[int, int]) -> list:
-    """Rows, positions and scores above the bar among some passages, by block; None after too many."""
+    """Rows, positions and scores above the bar in one part of the passages, per block; [None] if too many."""
     kept, num_kept = [], 0
     size = min(max(BLOCK_SCORES // len(queries), MIN_BLOCK), MAX_BLOCK)
     for start, block in _score_blocks(queries, passage_emb, size, scale, *part):
@@ -130,14 +130,14 @@ def _candidates(queries, passage_emb, scale, bar: np.ndarray, most: int, part: t
 
 
 def _bar(queries, passage_emb, depth: int, scale) -> np.ndarray:
-    """A score [Q, 1] for each query that, going by a sample, somewhat more than `depth` passages beat."""
+    """For each query a score [Q, 1] that, judging by a sample, somewhat more than `depth` passages beat."""
     step = len(passage_emb) // SAMPLE
     sample = np.asarray(passage_emb[::step], dtype=np.float32)
     scores = queries @ sample.T
     if scale is not None:
         scores *= scale[::step]
-    expected = depth * len(sample) / len(passage_emb)  # of the best `depth`, so many are in the sample
-    rank = math.ceil(expected + 4 * math.sqrt(expected) + 4)  # four deviations of that number more
+    expected = depth * len(sample) / len(passage_emb)  # number of the best `depth` in the sample
+    rank = math.ceil(expected + 4 * math.sqrt(expected) + 4)  # four standard deviations more
     kth = scores.shape[1] - rank
     return np.partition(scores, kth, axis=1)[:, kth : kth + 1]
 
@@ -145,7 +145,7 @@ def _bar(queries, passage_emb, depth: int, scale) -> np.ndarray:
 def _score_blocks(
     queries, passage_emb, size: int, scale, first: int, end: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """The first passage and the scores [Q, size] of each block, in one array used again and again."""
+    """Yield each block's first position and scores [Q, size]; all blocks use the same array."""
     out = np.empty(len(queries) * size, dtype=np.float32)
     for start in range(first, end, size):
         passages = np.asarray(passage_emb[start : min(start + size, end)], dtype=np.float32)
@@ -157,12 +157,12 @@ def _score_blocks(
 
 
 def _best(scores: np.ndarray, positions: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `depth` largest of each row, in order; of equal scores the smaller position first.
+    """The `depth` largest scores of each row, in order; among equal scores the smaller position first.
 
-    Score and position become one whole number that sorts so: in the upper half the score's bits, turned
-    to fall as it rises, in the lower half the position.
+    Score and position become one integer that sorts in this order: the upper half holds the score's bits,
+    inverted so that larger scores come first, and the lower half the position.
     """
-    bits = _ascending(np.ascontiguousarray(scores + np.float32(0)).view(np.int32))  # no -0.0
+    bits = _ascending(np.ascontiguousarray(scores + np.float32(0)).view(np.int32))  # turns -0.0 into 0.0
     keys = (~bits).astype(np.int64) << 32 | positions
     if keys.shape[1] > depth:
         keys = np.partition(keys, depth - 1, axis=1)[:, :depth]
@@ -171,7 +171,7 @@ def _best(scores: np.ndarray, positions: np.ndarray, depth: int) -> tuple[np.nda
 
 
 def _ascending(bits: np.ndarray) -> np.ndarray:
-    """A float32's bits as an int32 that rises as it does, or the other way round."""
+    """Turn a float32's bits into an int32 that sorts like the float; a second call turns them back."""
     return bits ^ (bits >> 31 & 0x7FFFFFFF)
 
 
@@ -181,14 +181,14 @@ def _num_threads() -> int:
 
 @contextmanager
 def _threads() -> Iterator[ThreadPoolExecutor]:
-    """Threads to share the queries; products are held to one thread each while they run side by side."""
+    """Yield an executor with one thread per core; meanwhile, each matrix product uses one thread only."""
     with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(_num_threads()) as threads:
         yield threads
 
 
 @cache
 def _libraries():
-    """The libraries that NumPy's products run in."""
+    """The controller of the libraries that compute NumPy's products."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
@@ -198,21 +198,21 @@ def _libraries():
 def exact_topk_torch(
     query_emb: np.ndarray, passage_emb: np.ndarray, depth: int, scale: np.ndarray | None, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `exact_topk` does, on a torch device.
+    """Do the same as `exact_topk` on a torch device.
 
     The device holds the queries and a block of passages as float32, one block of scores (256 MiB), and
-    the best so far, 12 bytes a hit.
+    the best hits so far, 12 bytes each.
 
     Args:
         query_emb: float32 [Q, D].
         passage_emb: float32 or float16 [N, D]; a memory map is read block by block, once.
         depth: K, from 1 to N.
-        scale: float32 [N], multiplied into the scores of each passage.
-        device: As torch names it.
+        scale: float32 [N], factors for the scores of each passage.
+        device: A torch device name.
 
     Returns:
-        Scores float32 [Q, K], falling along each row, and positions int64 [Q, K]; of equal scores the
-        smaller position comes first, but at the last place any of them may be kept.
+        Scores float32 [Q, K], falling along each row, and positions int64 [Q, K]. Among equal scores the
+        smaller position comes first, but if they share the last place, any of them may be kept.
     """
     queries = torch.from_numpy(np.ascontiguousarray(query_emb, dtype=np.float32)).to(device)
     best = torch.empty((len(queries), 0), device=device)

@@ -10,12 +10,12 @@ def fuse(runs: Sequence[Mapping[str, Mapping[str, float]]], tag: str, k: int = 6
     """Merge rankings by reciprocal-rank fusion: a document's score is the sum of 1 / (k + rank).
 
     Args:
-        runs: Two or more runs over the same queries; scales do not matter, only ranks.
+        runs: Two or more runs over the same queries; only ranks matter, not the scale of scores.
         tag: The name of the merged run.
-        k: Dampens the weight of the first ranks.
+        k: Added to every rank; a larger k gives the first ranks less weight.
 
     Returns:
-        The merged run, in trec_eval's order; a query that one run misses keeps the others' hits.
+        The merged run, in trec_eval's order; a query missing from one run keeps the hits of the others.
 
     Raises:
         ValueError: Fewer than two runs.

@@ -1,4 +1,4 @@
-"""Searching vectors: every index says its similarity, and larger is always better."""
+"""Searching vectors: every index states its similarity, and a larger score is always better."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -26,17 +26,17 @@ FORMAT = 2
 
 
 class Index:
-    """Passage vectors that can be searched; made by `build_index` or `Index.load`.
+    """Passage vectors that can be searched; create one with `build_index` or `Index.load`.
 
     Attributes:
         kind: One of `KINDS`.
-        similarity: `cosine` or `dot`; queries are brought to it, and scores are it, or for the
-            kinds that compress vectors an estimate of it.
-        settings: The kind's settings.
-        doc_ids: The ids of the N rows, in the order of the vectors.
+        similarity: `cosine` or `dot`. Scores are this similarity of query and row or, for kinds that
+            compress vectors, an estimate of it.
+        settings: The kind's settings and their values.
+        doc_ids: The document ids of the N rows, in the order of the vectors.
         chunks: Whether a document may have several rows.
-        dimension: D.
-        num_bytes: What vectors and links take, in memory or on disk.
+        dimension: D, the length of a vector.
+        num_bytes: Bytes that vectors and links take, in memory or on disk.
     """
 
     def __init__(
@@ -48,26 +48,26 @@ class Index:
 
     @property
     def exhaustive(self) -> bool:
-        """Whether a search looks at every vector, so that only compression or rounding can make it miss."""
+        """Whether a search compares every vector, so that only compression or rounding can cause misses."""
         if "num_probes" in self.settings:
             return self.settings["num_probes"] >= self.settings["num_lists"]
         return "ef_search" not in self.settings
 
     def search(self, query_emb: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        """Find the most similar rows of each query: passages, or chunks of them.
+        """Find the most similar rows, which are passages or chunks of them, for each query.
 
         Args:
             query_emb: float [Q, D]; Q may be 0.
-            depth: K, at least 1; a depth beyond N gives N.
+            depth: K, the number of rows to find, at least 1; more than N counts as N.
 
         Returns:
             Scores float32 [Q, min(K, N)], falling along each row, larger is better, and
-            positions in `doc_ids`, int64 of the same shape. Where an approximate index found fewer, the
-            position is -1 and the score minus infinity.
+            positions in `doc_ids`, int64 of the same shape. If an approximate FAISS index finds fewer,
+            the other positions are -1 and their scores minus infinity.
 
         Raises:
-            ValueError: A wrong shape or dtype, a depth below 1, values not finite, a zero vector
-                under cosine.
+            ValueError: A wrong shape or dtype, a depth below 1, a value that is not finite, a zero
+                vector under cosine, or a hnswlib index that finds too few rows.
         """
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
@@ -82,12 +82,12 @@ class Index:
         return scores.astype(np.float32, copy=False), positions
 
     def search_run(self, query_ids: Sequence[str], query_emb: np.ndarray, depth: int, tag: str) -> Run:
-        """The best documents as a run: doc_ids in trec_eval's order, tagged with the system's name.
+        """Search, and return a run tagged `tag` of each query's `depth` best documents, in trec_eval's order.
 
-        A document with several chunks has the score of its best one.
+        A document with several chunks has the score of its best chunk.
 
         Raises:
-            ValueError: Another number of ids than of vectors; see also `search`.
+            ValueError: The numbers of ids and vectors differ; see also `search`.
         """
         if len(query_ids) != len(query_emb):
             raise ValueError(f"{len(query_ids)} query ids for {len(query_emb)} vectors")
@@ -95,7 +95,7 @@ class Index:
         return Run({q: dict(ordered_hits(hits)) for q, hits in zip(query_ids, found, strict=True)}, tag)
 
     def _documents(self, query_emb: np.ndarray, depth: int) -> list[dict[str, float]]:
-        """Each query's best documents; among chunks, as deep as it takes to find so many."""
+        """The `depth` best documents for each query; with chunks, searched deeper until there are enough."""
         wanted = min(depth, len(set(self.doc_ids)))
         while True:
             found = []
@@ -114,13 +114,13 @@ class Index:
             depth *= 2
 
     def with_search(self, **settings: int) -> "Index":
-        """The same index, searched wider or narrower from now on.
+        """Change how widely this index searches from now on, and return it.
 
         Args:
-            **settings: Those of the kind's settings that only steer the search.
+            **settings: `ef_search` or `num_probes`, whichever the kind has.
 
         Raises:
-            ValueError: A setting that this kind does not have or that only counts when building.
+            ValueError: The kind lacks the setting, it cannot be changed after building, or it is not a count.
         """
         for name, value in settings.items():
             if name not in SEARCH_SETTINGS or name not in self.settings:
@@ -135,7 +135,7 @@ class Index:
         """Write the index to a folder, all or nothing; an earlier index there is replaced.
 
         Raises:
-            ValueError: `folder` holds something that is no index.
+            ValueError: `folder` holds something that is not an index.
         """
         about = {"format": FORMAT, "kind": self.kind, "similarity": self.similarity}
         with atomic_folder(folder, "index.json") as fresh:
@@ -146,11 +146,11 @@ class Index:
 
     @classmethod
     def load(cls, folder: Path | str) -> "Index":
-        """Read what `save` wrote; the vectors of an exact index stay on disk, mapped.
+        """Read a saved index; the vectors of an exact index stay on disk as a memory map.
 
         Raises:
-            FileNotFoundError: No index there.
-            ValueError: An index of another format.
+            FileNotFoundError: There is no index in `folder`.
+            ValueError: The index has another format.
         """
         folder = Path(folder)
         if not (folder / "index.json").is_file():
@@ -181,25 +181,25 @@ def build_index(
 ) -> Index:
     """Make passage vectors searchable, exhaustively or approximately.
 
-    Under cosine the vectors are scaled to length 1, so that every engine ranks by it, whatever
+    Under cosine the vectors are scaled to length 1, so that every engine ranks by cosine, whatever
     distance it computes inside.
 
     Args:
         kind: `exact` (ours), `faiss-flat`, `faiss-sqfp16` (half precision), `faiss-hnsw`, `faiss-ivf`,
-            `faiss-ivfpq` (compressed), or `hnswlib`, which is optional. FAISS's run on a GPU where
-            FAISS sees one, HNSW excepted.
-        passage_emb: float32 or float16 [N, D], finite. `exact` holds it, not a copy: a memory map
+            `faiss-ivfpq` (compressed), or `hnswlib` (an optional package). FAISS's kinds except HNSW
+            use a GPU if FAISS sees one.
+        passage_emb: float32 or float16 [N, D], finite. `exact` keeps it without a copy, so a memory map
             stays on disk.
-        doc_ids: N ids without white space, in the order of the rows; distinct, but for chunks.
-        similarity: The one the encoder was trained for, `encoder.config.similarity`.
+        doc_ids: N ids without white space, in the order of the rows; distinct unless `chunks`.
+        similarity: `cosine` or `dot`, whichever the encoder was trained for (`encoder.config.similarity`).
         chunks: Whether a document may have several rows; `search_run` ranks it by its best one.
-        **settings: `m`, `ef_construction`, `ef_search` for the graphs; `num_lists`, `num_probes` for
-            the inverted lists, and `code_bytes` a vector for `faiss-ivfpq`.
+        **settings: `m`, `ef_construction` and `ef_search` for the two graphs (HNSW); `num_lists` and
+            `num_probes` for inverted lists; `code_bytes`, the bytes per vector, for `faiss-ivfpq`.
 
     Raises:
         ValueError: An unknown kind, similarity or setting; a wrong shape or dtype; ids that do not fit
             the rows or repeat; values not finite; a zero vector under cosine; too few vectors for
-            what the kind has to learn; hnswlib missing.
+            the kind to learn from; or hnswlib is not installed.
 
     Source: Malkov and Yashunin 2018 (HNSW); Jégou, Douze and Schmid 2011 (inverted lists, product
     quantisation).
@@ -232,16 +232,17 @@ def build_index(
 
 
 def checked_lengths(vectors: np.ndarray, name: str, similarity: str, dimension: int) -> np.ndarray:
-    """The length of each vector, float32 [N], after refusing what cannot be compared.
+    """Check that vectors can be compared, and return their lengths, float32 [N].
 
     Args:
         vectors: float [N, D].
-        name: What an error calls them.
-        similarity: Under `cosine` a zero vector is refused.
-        dimension: D as it must be.
+        name: Name of the vectors in error messages.
+        similarity: `cosine` or `dot`; under `cosine` no vector may be zero.
+        dimension: The D that the vectors must have.
 
     Raises:
-        ValueError: Another shape, no floats, NaN or infinity, a zero vector under cosine; names the row.
+        ValueError: Another shape, no float dtype, or (the message names the row) NaN, infinity or a zero
+            vector under cosine.
     """
     if vectors.ndim != 2 or vectors.shape[1] != dimension:
         raise ValueError(f"{name} must be [rows, {dimension}], got shape {vectors.shape}")
@@ -259,7 +260,7 @@ def checked_lengths(vectors: np.ndarray, name: str, similarity: str, dimension: 
 
 
 def _blocks(vectors: np.ndarray, scale: np.ndarray | None) -> Iterator[np.ndarray]:
-    """Blocks of float32 vectors, scaled."""
+    """Yield blocks of the vectors as float32 [n, D], multiplied by their scale if there is one."""
     for start in range(0, len(vectors), BATCH):
         block = np.asarray(vectors[start : start + BATCH], dtype=np.float32)
         yield np.ascontiguousarray(block if scale is None else block * scale[start : start + BATCH, None])

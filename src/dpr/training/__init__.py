@@ -1,1 +1,1 @@
-"""Datasets, losses, negatives and the trainers; a training that was killed goes on."""
+"""Datasets, losses, hard negatives and trainers; a training that was killed can be resumed."""

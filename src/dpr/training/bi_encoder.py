@@ -1,6 +1,6 @@
 """Training a bi-encoder: transformers' Trainer with our batches, our loss and selection by retrieval.
 
-Each training has one folder: gone on with after a kill, read once it is finished.
+Each training has its own folder: it is resumed from there after a kill, and read from there once finished.
 """
 
 import copy
@@ -32,15 +32,15 @@ from dpr.training.tracking import ModelKind
 from dpr.training.trainer import LoggedTrainer, prepare_steps, set_dropout, training_arguments
 
 CPU_PASS_TOKENS = 2_048
-M_MMAP_THRESHOLD, LARGE_BYTES = -3, 2**20  # glibc's mallopt: blocks from this size on are maps of their own
+M_MMAP_THRESHOLD, LARGE_BYTES = -3, 2**20  # for glibc's mallopt: blocks from 1 MiB on get their own map
 
 
 class Pair(torch.nn.Module):
-    """Both sides of an encoder as one module: padded passes in, vectors out.
+    """Both sides of an encoder as one module that turns padded passes into vectors.
 
     Args:
-        encoder: Trained in place; where one transformer serves both sides it is one here too.
-        caching: Keep the activations of one pass at a time; see `TrainingSettings.gradient_caching`.
+        encoder: The encoder, trained in place; a transformer that serves both sides is registered once.
+        caching: Keep the activations of only one pass at a time; see `TrainingSettings.gradient_caching`.
     """
 
     def __init__(self, encoder: BiEncoder | TwoEncoders, caching: bool = False):
@@ -49,11 +49,11 @@ class Pair(torch.nn.Module):
         self.transformers = torch.nn.ModuleList(dict.fromkeys((encoder.query.model, encoder.passage.model)))
 
     def forward(self, queries: list[dict], passages: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embed a batch as `Collator` makes it: [B, D] and [B + M, D], in float32."""
+        """Embed the queries, [B, D], and passages, [P, D], of a batch from `Collator`, in float32."""
         return self._embed(self.encoder.query, queries), self._embed(self.encoder.passage, passages)
 
     def _embed(self, encoder: BiEncoder, passes: list[dict]) -> torch.Tensor:
-        """The vectors of all passes, in the order of the batch."""
+        """Embed all passes of one side; the vectors are in the order of the batch."""
         vectors = []
         for batch in passes:
             fields = {field: tensor for field, tensor in batch.items() if field != "rows"}
@@ -67,24 +67,24 @@ class Pair(torch.nn.Module):
         return torch.cat(vectors)[torch.argsort(order)]
 
     def activation_checkpointing_enable(self, **how) -> None:
-        """What the Trainer calls: hand it on to the transformers."""
+        """Turn on activation checkpointing in every transformer; the Trainer calls this."""
         for transformer in self.transformers:
             transformer.activation_checkpointing_enable(**how)
 
 
 class BiEncoderTrainer(LoggedTrainer):
-    """The Trainer over a `TrainingSequence`; everything else about a step is transformers'.
+    """Trains a bi-encoder on a `TrainingSequence`; transformers' Trainer does each optimiser step.
 
     Args:
-        encoder: Trained in place.
-        data: What to learn from.
-        folder: Where checkpoints go; None for none.
-        settings: How.
-        validation: What to select by, if anything.
-        loss: Takes the arguments of `in_batch_negatives_loss`, which it is by default.
+        encoder: The encoder, trained in place.
+        data: The training data.
+        folder: The folder for checkpoints; None to write none.
+        settings: Settings of the training.
+        validation: Queries and passages to select the best checkpoint by; None to select none.
+        loss: A function with the arguments of `in_batch_negatives_loss`.
 
     Raises:
-        ValueError: Fewer than two validation queries; what `TrainingSequence` refuses.
+        ValueError: Fewer than two validation queries, or an error of `TrainingSequence`.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class BiEncoderTrainer(LoggedTrainer):
         pair = Pair(encoder, settings.gradient_caching)
         set_dropout(pair, settings.dropout)
         if settings.gradient_caching and on_cpu and sys.platform == "linux":
-            # Else what little each pass keeps pins the heap around it: 6.1 GiB in place of 1.4 at batch 512
+            # Else the few blocks that a pass keeps pin the heap around them: 6.1 GiB, not 1.4, at batch 512
             getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)(M_MMAP_THRESHOLD, LARGE_BYTES)
         held_out = None
         if validation is not None:
@@ -126,7 +126,7 @@ class BiEncoderTrainer(LoggedTrainer):
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The contrastive loss of a batch; its in-batch accuracy and tokens are counted beside."""
+        """The contrastive loss of a batch; in training its accuracy and tokens are counted for the log."""
         queries, passages = model(inputs["queries"], inputs["passages"])
         how = {"similarity": self.encoder.config.similarity, "temperature": self.settings.temperature}
         masks = {name: inputs[name] for name in ("positives", "not_negative")}
@@ -138,12 +138,12 @@ class BiEncoderTrainer(LoggedTrainer):
             tokens = [batch["attention_mask"] for side in ("queries", "passages") for batch in inputs[side]]
             self.tally["batches"] += 1
             self.tally["chance"] = self.tally["chance"] + math.log(len(passages))
-            self.tally["right"] = self.tally["right"] + right  # stays on the device
+            self.tally["right"] = self.tally["right"] + right  # a tensor, left on the device
             self.tally["tokens"] = self.tally["tokens"] + sum(mask.sum() for mask in tokens)
         return loss
 
     def validate(self) -> dict[str, float]:
-        """Search for the validation queries, and the loss of the held-out queries beside chance, ln B."""
+        """Metrics of searching for the validation queries, their loss, and the loss of chance, ln B."""
         found = search_validation(self.encoder, self.validation)
         losses = []
         for at in range(0, len(self._held_out), self._held_out_size):
@@ -154,7 +154,7 @@ class BiEncoderTrainer(LoggedTrainer):
         return found | {"loss": sum(losses) / len(losses), "chance_loss": math.log(self._held_out_size)}
 
     def extra_log(self, batches: int) -> dict[str, float]:
-        """Chance, ln of the passages, and the share of queries whose passage comes first."""
+        """The loss of chance, ln of a batch's passages, and the share of queries with a positive first."""
         return {
             "chance_loss": self.tally["chance"] / batches,
             "in_batch_accuracy": float(self.tally["right"]) / batches,
@@ -162,7 +162,7 @@ class BiEncoderTrainer(LoggedTrainer):
 
 
 def search_validation(encoder: BiEncoder | TwoEncoders, validation: Collection) -> dict[str, float]:
-    """Search a collection exhaustively: the mean of each of `VALIDATION_METRICS`, with graded judgements."""
+    """Search a collection exhaustively; the means of `VALIDATION_METRICS` with its graded judgements."""
     texts = [passage.contents for passage in validation.passages]
     passage_emb, _ = next(encoder.passage.encode_blocks([texts], "passages"))
     index = build_index("exact", passage_emb, validation.doc_ids, encoder.config.similarity)
@@ -176,7 +176,7 @@ class Trained(Training):
     """A finished training of a bi-encoder.
 
     Attributes:
-        encoder: The best checkpoint by the validation metric; the last weights without validation.
+        encoder: The encoder with the weights of the best checkpoint; without validation, the last weights.
     """
 
     encoder: BiEncoder | TwoEncoders
@@ -192,29 +192,29 @@ def train(
     tags: Sequence[str] = (),
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Trained:
-    """Fine-tune a copy of an encoder, or go on with or read the training that `folder` holds.
+    """Fine-tune a copy of an encoder, or resume or read the training that `folder` holds.
 
     Args:
-        encoder: Where to start; it stays as it is. Its settings (pooling, similarity, lengths, prompts)
-            are trained for and saved with the result.
-        data: What to learn from.
+        encoder: The encoder to start from; it is not changed. Its settings (pooling, similarity, lengths,
+            prompts) are used in training and saved with the result.
+        data: The training data.
         folder: The training's own folder. It gets `training.json` (every setting and fingerprint),
-            `history.jsonl`, `tensorboard/`, while it trains `checkpoints/`, and at the end `model/`, a
+            `history.jsonl`, `tensorboard/`, `checkpoints/` during training, and at the end `model/`, a
             sentence-transformers folder with a model card.
-        settings: How.
-        validation: Queries to select by, with the passages to search for them; the same ones for every
-            setting that is to be compared.
+        settings: Settings of the training.
+        validation: Queries to select the best checkpoint by, and the passages to search; trainings that
+            are to be compared need the same ones.
         tags: Words to find the training by.
-        callbacks: More of the Trainer's callbacks, such as `dpr.training.tracking.NeptuneTracker`.
+        callbacks: Further callbacks of the Trainer, such as `dpr.training.tracking.NeptuneTracker`.
 
     Raises:
         ValueError: `folder` holds another training; a validation query is also a training query;
-            evaluations asked for without `validation`; what `TrainingSequence` refuses; a loss that is not
-            finite.
+            evaluations are asked for without `validation`; the loss is not finite; an error of
+            `TrainingSequence`.
     """
     folder = Path(folder)
     check_training(settings, data, None if validation is None else validation.queries.values(), tags)
-    trained = copy.deepcopy(encoder)  # shares nothing with the caller's
+    trained = copy.deepcopy(encoder)  # so that the caller's encoder is not changed
     training = train_or_resume(
         folder,
         describe_training(encoder, data, settings, validation, tags),
@@ -236,7 +236,7 @@ def train(
 
 
 def _reads(encoder: BiEncoder | TwoEncoders) -> str:
-    """What a bi-encoder makes of texts, for its card."""
+    """How a bi-encoder reads texts, as sentences for its model card."""
     config = encoder.config
     return (
         f"Pooling {config.pooling}, similarity {config.similarity}, queries cut at {config.query_max_length} "
@@ -252,9 +252,9 @@ def describe_training(
     validation: Collection | None,
     tags: Sequence[str],
 ) -> dict[str, Any]:
-    """Everything that a training is made from, as JSON values: what `training.json` holds.
+    """Describe everything that a training is made from, as JSON values: the content of `training.json`.
 
-    Arguments are those of `train`. Two trainings with the same `IDENTITY` parts are the same one.
+    The arguments are those of `train`. Trainings whose `IDENTITY` parts agree are the same one.
     """
     start = {
         "model": encoder.name,

@@ -1,4 +1,4 @@
-"""From records to batches: tokens, passes, and a mask of what is no negative of a query."""
+"""From records to batches: padded tokens in passes, and masks of positives and of non-negatives."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,18 +14,17 @@ from dpr.training.dataset import Record
 
 
 class Collator:
-    """Makes a batch of records: padded tokens of queries and passages, and a mask of what is no negative.
+    """Makes a batch of records: padded tokens of queries and passages, with masks for the loss.
 
-    All texts are tokenised once, when it is made, each side with the prompt and the length of the
-    encoder's settings.
+    All texts are tokenised once, when the collator is made, with the encoder's prompts and lengths.
 
     Args:
-        encoder: Whose tokenizer, prompts and lengths to use.
-        data: Where the records come from.
-        pass_tokens: Most tokens, padding included, that go through the model at once; a batch is split
-            into passes of texts of like length. None for the whole batch in one.
-        all_positives: Whether every positive of a query that is in a batch counts, not that of its
-            record alone; the others are no negatives in either case.
+        encoder: The encoder whose tokenizers, prompts and lengths are used.
+        data: The training data that the records come from.
+        pass_tokens: Most tokens, padding included, in one pass through the model; a batch is split into
+            passes of texts of similar length. None puts the whole batch into one pass.
+        all_positives: Whether every positive of a query counts that is in the batch, or only the one of
+            its record. The others are never negatives of that query.
     """
 
     def __init__(
@@ -50,14 +49,15 @@ class Collator:
         self.passage_tokens = dict(zip(doc_ids, found, strict=True))
 
     def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
-        """Put records into a batch of B queries and P passages, each text once.
+        """Make a batch of B queries and P passages from records; each text is in it once.
 
         Returns:
-            `queries` and `passages`: passes, each with the padded fields [b, T] and `rows` [b], the
-            places of its texts; passages are the positives and then the hard negatives.
+            `queries` and `passages`: lists of passes, each with the padded token fields [b, T] of b texts
+            and `rows` [b], the positions of these texts in the batch. The passages are the positives
+            followed by the hard negatives.
             `positives`: bool [B, P], the positives that count: those of the records, or with
-            `all_positives` every one in the batch.
-            `not_negative`: bool [B, P], passages that are positives of the query, or copies of one.
+            `all_positives` every positive in the batch.
+            `not_negative`: bool [B, P], the query's positives and passages with the text of one.
         """
         examples = {r.example.query_id: r.example for r in records}
         doc_ids = [r.positive for r in records] + [d for r in records for d in r.negatives]
@@ -87,7 +87,7 @@ class Collator:
     def _passes(
         self, encoder: BiEncoder, tokens: Sequence[dict[str, np.ndarray]]
     ) -> list[dict[str, torch.Tensor]]:
-        """Padded passes with the rows they stand for."""
+        """Split tokenised texts into padded passes, each with the `rows` of its texts."""
         groups = [list(range(len(tokens)))]
         if self.pass_tokens is not None:
             groups = token_batches([len(text["input_ids"]) for text in tokens], self.pass_tokens)

@@ -1,4 +1,4 @@
-"""Which record comes when in a training: a pure function of data, seed and position."""
+"""The order of a training's records, which depends only on the data, the seed and the position."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from dpr.data.training_data import TrainingData
 
 @dataclass(frozen=True)
 class Record:
-    """One query with its passages of one epoch.
+    """One query with the passages that it has in one epoch.
 
     Attributes:
-        example: What it is made from.
-        positive: The doc_id of the positive of this epoch.
-        negatives: doc_ids of the hard negatives of this epoch.
+        example: The example that the record is made from.
+        positive: doc_id of the positive used in this epoch.
+        negatives: doc_ids of the hard negatives used in this epoch.
     """
 
     example: Example
@@ -25,26 +25,29 @@ class Record:
 
 
 class TrainingSequence(Dataset):
-    """The records of a whole training run, in order: a pure function of data, seed and position.
+    """All records of a training in order; each depends only on the data, the seed and its position.
 
-    As nothing depends on what came before, a run that starts again at a batch sees what it would have
-    seen. Each epoch has another random order; what does not fill a batch is left to another epoch.
+    No record depends on those before it, so a training resumed at some batch sees the same records as one
+    that was never interrupted. Each epoch has its own random order and drops the records that do not fill
+    a batch.
 
-    An epoch takes each query once, with one of its positives: in turn, highest grades first and at
-    random within a grade. Where queries have many positives (NFCorpus: 43), it can take each passage
-    once instead, with so many of its queries in turn: many queries for the price of one passage.
+    An epoch takes each query once, with one of its positives. Over the epochs the positives of a query take
+    turns: highest grades first, in random order within a grade. Where queries have many positives
+    (NFCorpus: 43), an epoch can instead take each passage once with several of its queries, which also
+    take turns. The model then encodes one passage for many queries.
 
     Args:
         data: Examples and passages.
         batch_size: Records in a batch.
-        num_batches: Batches in the whole run.
-        seed: Of order and choice.
-        num_negatives: Hard negatives a record, in turn from the first on; a query with fewer gives
-            those it has.
-        queries_per_passage: Records a passage in an epoch over passages; None for one over queries.
+        num_batches: Batches in the whole training.
+        seed: Seed of the order of records and the choice of positives.
+        num_negatives: Hard negatives per record. Over the epochs those of a query take turns, the first
+            ones first; a query with fewer gives all it has.
+        queries_per_passage: None for epochs over queries. A number for epochs over passages: the most
+            records that each passage has in an epoch.
 
     Raises:
-        ValueError: More records in a batch than in an epoch, or a number out of range.
+        ValueError: A batch of fewer than 2 records or more than an epoch has, or a number out of range.
     """
 
     def __init__(
@@ -96,7 +99,7 @@ class TrainingSequence(Dataset):
         return Record(example, positive, negatives)
 
     def _pairs(self, epoch: int) -> list[tuple[int, str]]:
-        """The number of the example and the positive of each record of an epoch, in order."""
+        """The records of an epoch in order, each as (position of its example, doc_id of its positive)."""
         rng = np.random.default_rng([self.seed, epoch])
         if self.queries_per_passage is None:
             return [(n, self._positive(n, epoch)) for n in rng.permutation(len(self.data.examples)).tolist()]
@@ -111,7 +114,7 @@ class TrainingSequence(Dataset):
         return pairs
 
     def _positive(self, number: int, epoch: int) -> str:
-        """The positive that a query has in an epoch; in each round through them another order."""
+        """The positive of a query in an epoch; each round through its positives has a new random order."""
         doc_ids, grades = zip(*self.data.examples[number].positives.items(), strict=True)
         turn, place = divmod(epoch, len(doc_ids))
         shuffled = np.random.default_rng([self.seed, number, turn]).permutation(len(doc_ids))

@@ -1,4 +1,4 @@
-"""The contrastive loss of a bi-encoder: each query against its passage and those of the batch."""
+"""The contrastive loss of a bi-encoder: each query chooses its passage among those of the batch."""
 
 import warnings
 
@@ -20,31 +20,32 @@ def in_batch_negatives_loss(
 ) -> Tensor:
     """Cross-entropy of each query's own passage among the passages of the batch, hard negatives included.
 
-    A query with several positives has a term for each, in which the others play no part; the mean is
-    over its positives, then over queries. Chance is ln of the number of passages: a batch's loss says
-    nothing about quality beside one of another size.
+    A query with several positives has one term for each, which leaves the other positives out. The loss is
+    the mean over the positives of each query, then over queries. A random guess has the loss ln P, so
+    losses of batches with different numbers of passages are not comparable.
 
     Args:
-        query_emb: [B, D].
-        passage_emb: [P, D].
-        similarity: `cosine` or `dot`, the one that will be searched with.
-        temperature: What similarities are divided by, above 0; 0.01 to 0.1 suits cosine, whose range
-            of 2 is otherwise too small to tell passages apart.
-        positives: bool [B, P], at least one a query; by default passage i is that of query i, and the
-            P − B after them are hard negatives.
-        not_negative: bool [B, P]: passages that are no negatives of a query, such as copies of its
-            passage and others that are relevant to it. Those that are no positives are left out.
-        symmetric: Also each passage that has a query among all queries; the mean of both.
+        query_emb: Query vectors, [B, D].
+        passage_emb: Passage vectors, [P, D].
+        similarity: `cosine` or `dot`; the one that is used in search.
+        temperature: Similarities are divided by it; above 0. 0.01 to 0.1 suits cosine, whose range of 2
+            is otherwise too small to tell passages apart.
+        positives: bool [B, P], at least one per query. By default passage i is the positive of query i,
+            and the last P − B passages are hard negatives.
+        not_negative: bool [B, P], passages that must not count as negatives of a query, such as copies of
+            its passage or other relevant ones. Those that are not in `positives` are ignored.
+        symmetric: Also compute the cross-entropy of each positive passage's query among all queries; the
+            loss is then the mean of both directions.
 
     Returns:
-        A scalar, float32.
+        The loss in nats, a float32 scalar.
 
     Raises:
-        ValueError: Shapes that do not fit, a query without a positive, an unknown similarity, a
+        ValueError: Shapes that do not match, a query without a positive, an unknown similarity, or a
             temperature that is not above 0.
 
     Warns:
-        UserWarning: Cosine at a temperature of 1 or more.
+        UserWarning: Cosine with a temperature of 1 or more.
 
     Source: Karpukhin et al. 2020, Dense passage retrieval, equation 2; Oord, Li and Vinyals 2018, section
     2.3; for the symmetric form Radford et al. 2021, figure 3; for several positives Khosla et al. 2020,
@@ -71,21 +72,21 @@ def in_batch_negatives_loss(
 
 
 def _cross_entropy(logits: Tensor, positives: Tensor, left_out: Tensor) -> Tensor:
-    """Mean over rows, and over a row's positives, of −ln softmax against the row's negatives: [R, C] each."""
+    """Mean over rows of the mean over a row's positives of −ln softmax against its negatives; all [R, C]."""
     against = logits.masked_fill(left_out, -torch.inf).logsumexp(dim=1, keepdim=True)  # [R, 1]
-    terms = torch.nn.functional.softplus(against - logits)  # −ln of e^logit / (e^logit + Σ e^against), [R, C]
+    terms = torch.nn.functional.softplus(against - logits)  # −ln of e^logit / (e^logit + e^against), [R, C]
     counts = positives.sum(dim=1)
     means = terms.masked_fill(~positives, 0).sum(dim=1) / counts.clamp(min=1)
     return means.sum() / (counts > 0).sum()
 
 
 def in_batch_logits(query_emb: Tensor, passage_emb: Tensor, *, similarity: str, temperature: float) -> Tensor:
-    """What the loss's softmax is over: similarities by temperature, in float32 whatever the vectors are in.
+    """The logits of the loss: similarities divided by the temperature, always computed in float32.
 
-    Arguments, errors and warning are those of `in_batch_negatives_loss`.
+    Arguments, errors and the warning are those of `in_batch_negatives_loss`.
 
     Returns:
-        [B, P].
+        The logit of each passage for each query, float32 [B, P].
     """
     if query_emb.ndim != 2 or passage_emb.ndim != 2 or query_emb.shape[1] != passage_emb.shape[1]:
         raise ValueError(

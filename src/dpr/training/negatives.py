@@ -1,4 +1,4 @@
-"""Hard negatives: mined from any run, and audited for passages that are relevant after all."""
+"""Hard negatives: mined from the hits of any run, and audited for passages that are relevant."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,17 @@ from dpr.data.training_data import TrainingData
 from dpr.data.trec import Qrels, ordered_hits
 
 SAMPLING = ("top", "random")
-SHINGLE = 3  # words; near-duplicates are told by the share of such sequences that two passages have in common
+SHINGLE = 3  # words in a sequence; near-duplicate passages share many of their sequences
 
 
 @dataclass(frozen=True)
 class Mined:
-    """Hard negatives, and what was left out on the way.
+    """Mined hard negatives, and what mining left out.
 
     Attributes:
-        negatives: query_id → doc_ids, hardest first; a query without any is missing.
-        left_out: Reason → candidates: `positive`, `margin`, `cross-encoder`.
-        short: Queries that have fewer than asked for.
+        negatives: query_id → doc_ids, hardest first; queries without negatives are missing.
+        left_out: Reason (`positive`, `margin`, `cross-encoder`) → number of candidates left out for it.
+        short: query_ids of the queries with fewer negatives than asked for.
     """
 
     negatives: dict[str, tuple[str, ...]]
@@ -43,28 +43,28 @@ def mine_negatives(
     cross_encoder: Any = None,
     max_cross_score: float | None = None,
 ) -> Mined:
-    """Take negatives of each training query from what a system finds for it.
+    """Take the negatives of each training query from the hits of a search for it.
 
-    All positives of a query are left out, and passages with the text of one.
+    The positives of a query are left out, and so are passages with the same text as one of them.
 
     Args:
-        data: Queries and positives; negatives they have already play no part.
-        passages: doc_id → text of what was searched.
-        run: By BM25, the base model, the model itself, …; of the training queries.
-        num_negatives: At most so many a query.
-        ranks: First and last rank looked at, from 1. Starting below the top avoids relevant passages
-            that nobody judged.
-        max_share: Only passages that score below this share of the query's best positive in the run
-            (0.95 in NV-Retriever); a query none of whose positives is in the run gets none.
-        sampling: `top`, the best of what is left, or `random` among it.
-        seed: For `random`; another query's choice does not depend on it.
-        cross_encoder: A sentence-transformers CrossEncoder, or what else has its `predict`, to read
-            query and passage together.
-        max_cross_score: Only passages that it scores below this; needs `cross_encoder`.
+        data: Queries and positives; negatives that `data` already has are ignored.
+        passages: doc_id → text of every passage that was searched.
+        run: Hits for the training queries, by BM25, the base model, the model in training or another system.
+        num_negatives: Most negatives per query.
+        ranks: First and last rank to take hits from, counted from 1. A first rank below the top avoids
+            relevant passages that nobody judged.
+        max_share: Take only passages that score below this share of the query's best positive in the run
+            (0.95 in NV-Retriever). A query without any positive in the run gets no negatives.
+        sampling: `top` takes the best of the hits that are left, `random` any of them.
+        seed: Seed of `random`; each query has its own random state.
+        cross_encoder: A sentence-transformers CrossEncoder, or anything with the same `predict`, which
+            scores a query and a passage together.
+        max_cross_score: Take only passages that `cross_encoder` scores below this; needs `cross_encoder`.
 
     Raises:
-        ValueError: A number or name out of range; a found passage without text; no query of the data in
-            the run; a share of scores that are not above 0.
+        ValueError: A number or name out of range; a hit without text; no query of the data in the run;
+            a best positive whose score is not above 0, so that a share of it means nothing.
 
     Source: Xiong et al. 2021, ANCE (negatives from the model); Moreira et al. 2024, NV-Retriever, section
     4 (`max_share`).
@@ -116,7 +116,7 @@ def mine_negatives(
 
 
 def _bound(query_id: str, positive_scores: Sequence[float], max_share: float) -> float:
-    """The score that negatives stay below."""
+    """The score that a query's negatives must stay below; −∞ without a positive in the run."""
     if not max_share > 0:
         raise ValueError(f"max_share must be above 0, got {max_share}")
     if not positive_scores:
@@ -128,25 +128,23 @@ def _bound(query_id: str, positive_scores: Sequence[float], max_share: float) ->
 
 @dataclass(frozen=True)
 class NegativesAudit:
-    """What mined negatives turn out to be.
+    """What an audit of mined negatives found.
 
     Attributes:
-        num_negatives: How many there are.
-        num_judged: How many of these the judgements know.
-        num_relevant: How many they call relevant: false negatives.
-        near_duplicates: (query_id, doc_id) of negatives that nearly are one of the query's positives.
-        samples: (query, positive, negative) as texts, to read.
+        num_negatives: Number of negatives, summed over the queries.
+        num_relevant: How many of them are judged relevant: false negatives.
+        near_duplicates: (query_id, doc_id) of each negative that nearly repeats a positive of its query.
+        samples: Texts to read, each as (query, positive, negative).
     """
 
     num_negatives: int
-    num_judged: int
     num_relevant: int
     near_duplicates: list[tuple[str, str]]
     samples: list[tuple[str, str, str]]
 
     @property
     def false_share(self) -> float:
-        """The share of negatives that are called relevant; a lower bound, as most are not judged."""
+        """Share of the negatives that are judged relevant; a lower bound, as most are not judged."""
         return self.num_relevant / self.num_negatives
 
 
@@ -159,15 +157,15 @@ def audit_negatives(
     near: float = 0.5,
     num_samples: int = 10,
 ) -> NegativesAudit:
-    """Hold negatives against judgements that mining did not know, and against the positives' texts.
+    """Compare negatives with judgements that mining did not use, and with the texts of the positives.
 
     Args:
         data: The queries that negatives were mined for.
         passages: doc_id → text.
-        negatives: As `Mined.negatives`.
-        qrels: Judgements, more than the positives of `data` where there are any; {} without.
-        near: Passages that share this much of their three-word sequences (Jaccard) are near-duplicates.
-        num_samples: Rows to read, spread over the queries.
+        negatives: query_id → doc_ids, as `Mined.negatives`.
+        qrels: Judgements, if possible more than the positives of `data`; {} if there are none.
+        near: Jaccard similarity of three-word sequences from which two passages are near-duplicates.
+        num_samples: Most samples to return, spread evenly over the negatives.
 
     Raises:
         ValueError: No negatives.
@@ -195,7 +193,6 @@ def audit_negatives(
     ]
     return NegativesAudit(
         len(pairs),
-        sum(grade is not None for grade in grades),
         sum(grade is not None and grade > 0 for grade in grades),
         duplicates,
         samples,
@@ -203,13 +200,13 @@ def audit_negatives(
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:
-    """The sequences of three words in a text; of a shorter one the words themselves."""
+    """All sequences of three words in a text; a shorter text gives one sequence of all its words."""
     words = normalise(text).split()
     return {tuple(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))}
 
 
 def jaccard(one: set, other: set) -> float:
-    """The share of what two sets have together that is in both.
+    """Jaccard similarity of two sets: the size of their intersection divided by that of their union.
 
     >>> jaccard({1, 2}, {2, 3})
     0.3333333333333333

@@ -1,4 +1,4 @@
-"""The overfit test of training code: memorise a few pairs that nothing but memory can solve."""
+"""The overfit test of training code: memorise a few random pairs, which only memory can solve."""
 
 import copy
 import math
@@ -17,18 +17,18 @@ from dpr.training.dataset import TrainingSequence
 from dpr.training.losses import in_batch_logits, in_batch_negatives_loss
 from dpr.training.settings import TrainingSettings
 
-LOSS_SHARE = 0.02  # of ln B, that the loss must fall below
+LOSS_SHARE = 0.02  # the loss must fall below this share of ln B
 
 
 @dataclass(frozen=True)
 class Overfit:
-    """How a few pairs were memorised.
+    """How well B pairs were memorised.
 
     Attributes:
         losses: The loss of each step, float [steps].
-        chance_loss: ln B.
-        rr_1: RR@1 of the memorised pairs, searching their B passages with their queries.
-        held_out_rr_1: The same for pairs that were not trained on, B by B; chance is 1 / B.
+        chance_loss: The loss of a random guess, ln B.
+        rr_1: RR@1 of the memorised pairs: each of the B queries searches the B passages.
+        held_out_rr_1: RR@1 of pairs that were not trained on, also among B passages; chance is 1 / B.
     """
 
     losses: list[float]
@@ -38,7 +38,7 @@ class Overfit:
 
     @property
     def passed(self) -> bool:
-        """Whether the loss fell below `LOSS_SHARE` of chance, and every query finds its passage."""
+        """Whether the last loss is below `LOSS_SHARE` of chance and every query finds its passage first."""
         return self.losses[-1] < LOSS_SHARE * self.chance_loss and self.rr_1 == 1.0
 
 
@@ -54,7 +54,7 @@ def _multiplied(queries, passages, **how):
     return in_batch_negatives_loss(queries, passages, **how | {"temperature": 1 / how["temperature"]})
 
 
-# What is broken → the loss, and settings, of training code with that mistake
+# Name of a mistake in training code → the loss with that mistake, and the settings that it changes
 BROKEN: dict[str, tuple[Callable[..., torch.Tensor], dict[str, float]]] = {
     "labels rolled": (_rolled, {}),
     "gradient cut": (_cut, {}),
@@ -65,20 +65,20 @@ BROKEN: dict[str, tuple[Callable[..., torch.Tensor], dict[str, float]]] = {
 
 
 def shuffle_pairs(data: TrainingData, num_pairs: int, seed: int) -> TrainingData:
-    """Pair queries with passages of other queries, at random, so that knowing the language does not help.
+    """Pair random queries with passages of other queries, so that knowing the language does not help.
 
     Args:
-        data: Where queries and their passages come from.
+        data: The queries and passages to choose from.
         num_pairs: How many pairs to make, at least 2.
-        seed: Of the choice.
+        seed: Seed of the choice.
 
     Returns:
-        Examples with one positive, the passage of another query, and no negatives.
+        Examples, each with another query's passage as its only positive and without negatives.
 
     Raises:
-        ValueError: Fewer passages than that.
+        ValueError: The data has fewer different positive passages than pairs asked for.
     """
-    chosen: dict[str, tuple[Example, str]] = {}  # by the passage's text
+    chosen: dict[str, tuple[Example, str]] = {}  # key of the passage's text → query and doc_id
     for number in np.random.default_rng(seed).permutation(len(data.examples)):
         example = data.examples[number]
         doc_id = next(iter(example.positives))
@@ -105,17 +105,17 @@ def overfit(
     settings: TrainingSettings,
     loss: Callable[..., torch.Tensor] = in_batch_negatives_loss,
 ) -> Overfit:
-    """Train a copy of an encoder on one batch over and over.
+    """Train a copy of an encoder on the same batch over and over.
 
     Args:
-        encoder: Where to start; it stays as it is.
-        pairs: All of the batch, as `shuffle_pairs` makes them; `settings.batch_size` of them.
-        held_out: As many other pairs, or a multiple.
-        settings: With `log_every=1`.
-        loss: Of query_emb [B, D] and passage_emb [P, D]; broken for a test of the test.
+        encoder: The encoder to start from; it is not changed.
+        pairs: The pairs of the batch, as `shuffle_pairs` makes them; as many as `settings.batch_size`.
+        held_out: Other pairs, as many or a multiple of that.
+        settings: Training settings, with `log_every=1`.
+        loss: Loss of query_emb [B, D] and passage_emb [P, D]; a broken one shows that the test can fail.
 
     Raises:
-        ValueError: Another number of pairs than the batch size.
+        ValueError: The number of pairs is not the batch size, or that of held-out pairs no multiple of it.
     """
     size = settings.batch_size
     if len(pairs.examples) != size or len(held_out.examples) % size:
@@ -133,7 +133,7 @@ def overfit(
 
 @torch.no_grad()
 def _rr_1(encoder: BiEncoder, data: TrainingData, size: int) -> float:
-    """The share of queries whose own passage is the first of those of their batch."""
+    """RR@1: the share of queries that rank their own passage first among the passages of their batch."""
     pair, collate = Pair(encoder).eval(), Collator(encoder, data)
     records = TrainingSequence(data, size, len(data.examples) // size, seed=0)
     right = []

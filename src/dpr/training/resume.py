@@ -1,4 +1,4 @@
-"""The folder of a training: claimed, gone on with after a kill, read once it is finished."""
+"""The folder of a training: claimed at its start, resumed after a kill, read once it is finished."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from dpr.training.tracking import HISTORY, RECORD, FileTracker, ModelKind, model
 from dpr.training.trainer import LoggedTrainer, usable_checkpoint
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
-# What makes two trainings the same one; the rest of a record says where and when it was made
+# Trainings that agree in these parts are the same one; the rest says where and by which code it was made
 IDENTITY = ("settings", "data", "start", "validation")
 
 
@@ -30,9 +30,9 @@ class Training:
     """A finished training.
 
     Attributes:
-        history: What was logged, a mapping for each line, in order; evaluations have `eval_…` fields.
-        finished: Its record with the steps taken and the best one: `training.json` in `model/`.
-        folder: Where all of it lies.
+        history: The logged lines in order, each as field → value; evaluations have `eval_…` fields.
+        finished: The training's record with `steps` and `best_step`: `training.json` in `model/`.
+        folder: The training's folder.
     """
 
     history: list[dict[str, Any]]
@@ -41,12 +41,12 @@ class Training:
 
     @property
     def best_step(self) -> int:
-        """The step that the model taken is of."""
+        """The step whose weights the saved model has."""
         return self.finished["best_step"]
 
     @property
     def best(self) -> dict[str, float]:
-        """The evaluation of that step, as `eval_…` fields."""
+        """The evaluation at `best_step`, as `eval_…` fields."""
         return next(e for e in self.evaluations if e["step"] == self.best_step)
 
     @property
@@ -61,7 +61,7 @@ class Training:
 
     @property
     def minutes(self) -> float:
-        """What the training took, evaluations included, by its history."""
+        """Minutes that the training took, evaluations included, computed from its history."""
         seconds = sum(line["eval_s"] for line in self.evaluations)
         last = 0
         for line in self.steps:
@@ -73,11 +73,11 @@ class Training:
 def check_training(
     settings: LoopSettings, data: TrainingData, validation_queries: Iterable[str] | None, tags: Sequence[str]
 ) -> None:
-    """Refuse a training that cannot be what was meant.
+    """Refuse arguments of a training that must be a mistake.
 
     Raises:
-        ValueError: Evaluations asked for without validation; a validation query that is a training query
-            too; tags in one string.
+        ValueError: Evaluations are asked for without validation queries; a validation query is also a
+            training query; tags are one string instead of a list.
     """
     if isinstance(tags, str):
         raise ValueError(f"tags must be a list of words, got the string {tags!r}")
@@ -98,14 +98,14 @@ def training_record(
     validation: Mapping[str, Any] | None,
     tags: Sequence[str],
 ) -> dict[str, Any]:
-    """Everything that a training is made from, as JSON values: what `training.json` holds.
+    """Describe everything that a training is made from, as JSON values: the content of `training.json`.
 
     Args:
-        settings: How it trains.
-        data: What from.
-        start: The model it starts from.
-        validation: What it selects by.
-        tags: Words to find it by.
+        settings: Settings of the training.
+        data: The training data.
+        start: A description of the model that it starts from.
+        validation: A description of what its checkpoint is selected by; None without validation.
+        tags: Words to find the training by.
     """
     record = {
         "settings": asdict(settings),
@@ -117,7 +117,7 @@ def training_record(
         "hardware": hardware(),
         "versions": {p: version(p) for p in ("torch", "transformers", "accelerate")},
     }
-    return json.loads(json.dumps(record))  # tuples become lists, as they will be when read back
+    return json.loads(json.dumps(record))  # turns tuples into lists, as in a record read back
 
 
 def train_or_resume(
@@ -128,15 +128,15 @@ def train_or_resume(
     kind: ModelKind,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Training:
-    """Train in a folder, from its last whole checkpoint if there is one; read it, where it is finished.
+    """Train in a folder, from its last complete checkpoint if there is one, or read a finished training.
 
     Args:
-        folder: The training's own; see `dpr.training.bi_encoder.train` for what it gets.
-        record: As `training_record` makes it.
-        make_trainer: Called with the folder for checkpoints, where there is something to train.
+        folder: The training's own folder; see `dpr.training.bi_encoder.train` for what it gets.
+        record: The training's record, as `training_record` makes it.
+        make_trainer: Makes the trainer, given the folder for checkpoints; only called if training is needed.
         save: Writes the trained model into a folder.
-        kind: What kind of model it is.
-        callbacks: More of the Trainer's callbacks.
+        kind: The kind of model that is trained.
+        callbacks: Further callbacks of the Trainer.
 
     Raises:
         ValueError: `folder` holds another training, or something else.
@@ -145,7 +145,7 @@ def train_or_resume(
     if not (folder / MODEL).is_dir():
         _train(folder, make_trainer(folder / CHECKPOINTS), save, kind, callbacks)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    for half_written in folder.glob(".*"):  # by a process that was killed
+    for half_written in folder.glob(".*"):  # left by a process that was killed
         shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()
     lines = (folder / HISTORY).read_text(encoding="utf-8").splitlines()
     finished = json.loads((folder / MODEL / RECORD).read_text(encoding="utf-8"))
@@ -153,26 +153,27 @@ def train_or_resume(
 
 
 def keep_training(path: Path, training: Training, **more) -> None:
-    """Write what lasts of a finished training to one file, without its weights.
+    """Write the record and the history of a finished training, without its weights, to one file.
 
     Args:
-        path: Its folder is made where missing.
-        training: Its record and history are kept.
-        **more: Further fields.
+        path: The file; its folder is made if it is missing.
+        training: The finished training.
+        **more: Further fields to write into the file.
     """
     lines = {**more, **training.finished, "history": training.history}
     write_text(path, json.dumps(lines, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_kept_training(path: Path, record: Mapping[str, Any]) -> Training | None:
-    """What `keep_training` wrote, if it is of this training; None if it is of another, or not there.
+    """Read what `keep_training` wrote, if it belongs to the training described by a record.
 
     Args:
         path: The file.
-        record: As `training_record` makes it.
+        record: The training's record, as `training_record` makes it.
 
     Returns:
-        The training, its `folder` the file's; further fields kept are among `finished`.
+        The training, with the file's folder as `folder` and the further fields among `finished`; None if
+        there is no such file or if it belongs to another training.
     """
     if not path.is_file():
         return None
@@ -183,7 +184,7 @@ def read_kept_training(path: Path, record: Mapping[str, Any]) -> Training | None
 
 
 def _claim(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write the record, or see that what is there describes the same training."""
+    """Write the record into the folder, or check that the record there is of the same training."""
     if not (folder / RECORD).is_file():
         for half_written in folder.glob(f".{RECORD}.*"):
             half_written.unlink()
@@ -205,7 +206,7 @@ def _claim(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def _train(folder, trainer, save, kind, callbacks) -> None:
-    """Train from the last whole checkpoint, if there is one, and write the result to `model/`."""
+    """Train from the last complete checkpoint, if there is one, and write the result to `model/`."""
     checkpoints = folder / CHECKPOINTS
     newest = _newest(checkpoints)
     for callback in (FileTracker(folder), tensorboard(folder, newest), *callbacks):
@@ -228,14 +229,14 @@ def _train(folder, trainer, save, kind, callbacks) -> None:
 
 
 def _out_of_patience(checkpoint: Path, settings: LoopSettings) -> bool:
-    """Whether training had ended there; the Trainer would go on."""
+    """Whether training had already stopped early at a checkpoint; the Trainer itself would go on."""
     callbacks = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").stateful_callbacks
     stopping = callbacks.get("EarlyStoppingCallback")
     return bool(stopping) and stopping["attributes"]["early_stopping_patience_counter"] >= settings.patience
 
 
 def _newest(checkpoints: Path) -> Path | None:
-    """The last checkpoint to go on from; damaged ones are named and removed."""
+    """The newest usable checkpoint, or None; warns of damaged ones and deletes them."""
     newest, damaged = usable_checkpoint(checkpoints)
     for path, reason in damaged:
         where = newest.name if newest else "the start"

@@ -1,4 +1,4 @@
-"""The settings of a training run."""
+"""The settings of a training."""
 
 import math
 from dataclasses import dataclass
@@ -13,34 +13,34 @@ PASSAGE_GAIN = "passage gain"
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How any of our models is trained: what the loop does, whatever the loss.
+    """Settings of the training loop, which every kind of model shares whatever its loss.
 
     Args:
-        num_epochs: Passes over the queries, or passages; ignored where `num_steps` is given.
-        num_steps: Optimiser steps, in the place of `num_epochs`.
-        batch_size: Records in a batch, each a query with a passage.
-        queries_per_passage: An epoch takes each passage with so many of its queries; None for each
-            query with one of its passages. For queries with many positives.
-        learning_rate: At its highest, after the warm-up.
-        schedule: `linear` or `cosine`, from there down to the floor.
+        num_epochs: Passes over the queries or passages, above 0; ignored if `num_steps` is given.
+        num_steps: Optimiser steps, instead of `num_epochs`.
+        batch_size: Records in a batch, each a query with a passage; at least 2.
+        queries_per_passage: Useful where queries have many positives: an epoch takes each passage with up
+            to this many of its queries. None: an epoch takes each query with one of its passages.
+        learning_rate: The highest learning rate, reached after the warm-up.
+        schedule: How the learning rate falls from there to its floor: `linear` or `cosine`.
         warmup_share: Share of the steps over which the learning rate rises from 0.
-        floor_share: What the learning rate falls to, as a share of the highest; above 0.
-        weight_decay: AdamW's, on weights other than biases and layer norms.
-        max_grad_norm: Gradients are scaled down to this norm.
-        accumulation: Batches a step.
+        floor_share: The final learning rate as a share of the highest; above 0.
+        weight_decay: AdamW's weight decay; biases and layer norms have none.
+        max_grad_norm: Largest gradient norm; larger gradients are scaled down to it.
+        accumulation: Batches per optimiser step.
         precision: `float32`, `bfloat16` or `float16`; the weights stay in float32. None: bfloat16 on a
             GPU, else float32.
-        dropout: Sets every dropout rate of the model; None leaves its own.
-        activation_checkpointing: Compute activations again for the gradient, by layers of the model: less
-            memory, one more forward pass of time.
+        dropout: Every dropout rate of the model; None keeps the model's own rates.
+        activation_checkpointing: Compute the activations of each layer again for its gradient: less
+            memory for the time of one more forward pass.
         eval_every: Steps between evaluations, each with a checkpoint; 0 for the end only.
         log_every: Steps between lines of the history; a divisor of `eval_every`.
         metric: The validation metric that picks the checkpoint.
-        patience: Evaluations without a better one after which training stops; None for never.
-        seed: Of order, choice and dropout.
+        patience: Evaluations in a row without an improvement after which training stops; None: never.
+        seed: Seed of record order, choice of positives and dropout.
 
     Raises:
-        ValueError: A value outside its range; names field and value.
+        ValueError: A value outside its range; the message names field and value.
     """
 
     METRICS: ClassVar[tuple[str, ...]]
@@ -107,23 +107,24 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings(LoopSettings):
-    """How a bi-encoder is trained: what `LoopSettings` says, and the contrastive loss.
+    """Settings of a bi-encoder's training: those of `LoopSettings` and of the contrastive loss.
 
-    The records of a batch share their passages as negatives; with `accumulation` those of the batches of a
-    step stay apart.
+    The records of a batch use each other's passages as negatives. With `accumulation`, each batch of a step
+    uses only its own passages.
 
     Args:
-        all_positives: Whether all positives of a query in a batch count; by default one a record.
-        num_negatives: Hard negatives a query, as far as the data has them.
-        temperature: What similarities are divided by in the loss.
-        symmetric: Whether passages also choose among the queries of the batch.
-        pass_tokens: Tokens that go through the model at once; None: a whole batch on a GPU, 2,048 on a CPU.
-        gradient_caching: Keep the activations of one pass at a time, computed again when its gradient
-            is due: the memory of a pass for any batch size, one more forward pass of time.
-        metric: Which of nDCG@10, RR@10 and R@100 over the validation pool picks the checkpoint.
+        all_positives: Whether all positives of a query in the batch count; otherwise only its record's.
+        num_negatives: Hard negatives per query; a query with fewer gives all it has.
+        temperature: The loss divides similarities by it; above 0.
+        symmetric: Whether the loss also compares each passage with all queries of the batch.
+        pass_tokens: Most tokens in one pass through the model; None: the whole batch on a GPU, 2,048
+            on a CPU.
+        gradient_caching: Keep the activations of only one pass at a time and compute them again for its
+            gradient: any batch size in the memory of one pass, for the time of one more forward pass.
+        metric: Which validation metric picks the checkpoint: nDCG@10, RR@10 or R@100.
 
     Raises:
-        ValueError: A value outside its range; names field and value.
+        ValueError: A value outside its range; the message names field and value.
 
     Source: Gao et al. 2021, Scaling deep contrastive learning batch size (gradient caching).
     """
@@ -150,19 +151,19 @@ class TrainingSettings(LoopSettings):
 
 @dataclass(frozen=True)
 class GeneratorSettings(LoopSettings):
-    """How a query generator is trained: what `LoopSettings` says, and the cross-entropy of its tokens.
+    """Settings of a query generator's training: those of `LoopSettings` and of the cross-entropy loss.
 
     Args:
-        label_smoothing: Share of the probability spread over all tokens.
-        train_encoder: Whether the side that reads is trained too. Otherwise each passage is read once, before
-            training: quicker, and what the encoder knows of passages stays.
+        label_smoothing: Share of the probability that the loss spreads over all tokens.
+        train_encoder: Whether the encoder is trained too. If not, it reads each passage once before
+            training, which is quicker, and keeps what it knows about passages.
         metric: What picks the checkpoint: ROUGE-L, ROUGE-1, ROUGE-2 or BLEU of greedy queries, or
-            `passage gain`, how much larger the loss of the held-out queries is with each other's passages.
-            The first four also rise when a generator learns by heart how queries begin; the last only with
-            what it takes from a passage, which is what expansion needs.
+            `passage gain`: how much larger the loss of held-out queries is with other queries' passages.
+            The first four also rise when a generator only learns how queries begin; the last rises only
+            with what it takes from the passage, which is what expansion needs.
 
     Raises:
-        ValueError: A value outside its range; names field and value.
+        ValueError: A value outside its range; the message names field and value.
     """
 
     METRICS = (*TEXT_METRICS, PASSAGE_GAIN)

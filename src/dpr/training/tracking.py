@@ -1,4 +1,4 @@
-"""Keeping track of a training: files, TensorBoard, a progress bar, Neptune, and the model card."""
+"""Records of a training: history files, TensorBoard, a progress bar, Neptune and the model card."""
 
 import json
 import re
@@ -21,7 +21,7 @@ SELECTING_METRICS = (*VALIDATION_METRICS, *TEXT_METRICS, PASSAGE_GAIN)
 class FileTracker(TrainerCallback):
     """Writes the history as JSON lines and shows a progress bar.
 
-    The file always holds the whole history, of the parts before a stop too.
+    The file always holds the whole history; after resuming, also that of the time before.
 
     Args:
         folder: The training's folder.
@@ -31,7 +31,7 @@ class FileTracker(TrainerCallback):
         self._folder, self._bar = folder, None
 
     def on_train_begin(self, args, state, control, **_) -> None:
-        """Open the bar at the step that is gone on from."""
+        """Open the bar at the step that training starts or resumes from."""
         self._bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -41,11 +41,11 @@ class FileTracker(TrainerCallback):
         )
 
     def on_step_end(self, args, state, control, **_) -> None:
-        """Move the bar."""
+        """Move the bar by one step."""
         self._bar.update()
 
     def on_log(self, args, state, control, logs=None, **_) -> None:
-        """Write everything known so far."""
+        """Write the whole history so far, and show the latest loss in the bar."""
         write_text(self._folder / HISTORY, "".join(json.dumps(line) + "\n" for line in state.log_history))
         if "loss" in logs:
             rate = args.per_device_train_batch_size * args.gradient_accumulation_steps / logs["step_s"]
@@ -60,11 +60,12 @@ class FileTracker(TrainerCallback):
 
 
 def tensorboard(folder: Path, checkpoint: Path | None) -> TensorBoardCallback:
-    """What writes the history for TensorBoard into `folder/tensorboard`.
+    """Make a callback that writes the history for TensorBoard into `folder/tensorboard`.
 
     Args:
         folder: The training's folder.
-        checkpoint: Where training goes on from; what was written of later steps is hidden.
+        checkpoint: The checkpoint that training resumes from, if any; values already written for later
+            steps are hidden.
     """
     from tensorboardX import SummaryWriter
 
@@ -73,22 +74,22 @@ def tensorboard(folder: Path, checkpoint: Path | None) -> TensorBoardCallback:
 
 
 class NeptuneTracker(TrainerCallback):
-    """Sends a training to Neptune: every setting under its own type, tags as a list, a series a metric.
+    """Sends a training to Neptune: settings with their types, tags as a list, one series per metric.
 
-    Neptune's hosted service ended on 5 March 2026, so `offline` is the default: files that a server
-    of one's own can be given. Where the package (`pip install neptune-client==1.14.0.post2`) or what
-    Neptune needs is missing, one warning says so and training goes on.
+    Neptune's hosted service ended on 5 March 2026, so the default is `offline`: it writes files that can
+    be sent to one's own server later. If the package (`pip install neptune-client==1.14.0.post2`) or
+    something that Neptune needs is missing, a warning says so and training continues without it.
 
     Args:
-        mode: Neptune's: `offline`, `debug`, `async`, `sync` or `read-only`.
-        project: Neptune's name of the project.
+        mode: Neptune's connection mode: `offline`, `debug`, `async`, `sync` or `read-only`.
+        project: The project's name in Neptune.
     """
 
     def __init__(self, mode: str = "offline", project: str | None = None):
         self._mode, self._project, self._run = mode, project, None
 
     def on_train_begin(self, args, state, control, **_) -> None:
-        """Open a run of Neptune's and send what `training.json` says."""
+        """Start recording in Neptune and send the content of `training.json`."""
         try:
             import neptune
             from neptune.exceptions import NeptuneException
@@ -110,19 +111,19 @@ class NeptuneTracker(TrainerCallback):
             self._run[path] = value
 
     def on_log(self, args, state, control, logs=None, **_) -> None:
-        """Append each value to its series."""
+        """Append each logged value to the series of its metric."""
         if self._run is not None:
             for name, value in logs.items():
                 self._run[f"history/{name}"].append(value, step=state.global_step)
 
     def on_train_end(self, args, state, control, **_) -> None:
-        """Wait until everything is sent."""
+        """Stop recording in Neptune, once everything is sent."""
         if self._run is not None:
             self._run.stop()
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """One path for each value of nested settings, its type kept; what is None is left out.
+    """Flatten nested settings to path → value; values keep their types, and None is left out.
 
     >>> flatten({"settings": {"lr": 3e-5, "patience": None}, "data": "scifact"})
     {'settings/lr': 3e-05, 'data': 'scifact'}
@@ -137,14 +138,14 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str | int 
 
 
 class ModelKind(NamedTuple):
-    """What trainings and model cards need to know of a kind of model.
+    """What trainings and model cards need to know about a kind of model.
 
     Attributes:
-        what: In words, with its article.
-        reads: What it makes of texts, a sentence.
-        library: What loads it.
-        pipeline: The hub's word for its task.
-        markers: Files of which a folder with such a model holds one.
+        what: Its name with an article, such as "A bi-encoder".
+        reads: How it reads texts, as a sentence.
+        library: The library that loads it.
+        pipeline: The name of its task on the Hugging Face hub.
+        markers: File names; a folder with such a model holds at least one of them.
     """
 
     what: str
@@ -157,13 +158,13 @@ class ModelKind(NamedTuple):
 def model_card(
     name: str, kind: ModelKind, finished: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
 ) -> str:
-    """The README.md of a trained model: what it is, from which data and settings, and how it did.
+    """The README.md of a trained model: what it is, its data and settings, and its validation metrics.
 
     Args:
         name: The model's name.
-        kind: What kind of model it is.
-        finished: Its record, with the steps taken and the best one.
-        history: The lines logged.
+        kind: The kind of model.
+        finished: The training's record with `steps` and `best_step`.
+        history: The lines that the training logged.
     """
     start, data, validation = finished["start"], finished["data"], finished["validation"]
     lines = [

@@ -1,4 +1,4 @@
-"""What every Trainer of ours shares: arguments, what is logged about steps, checkpoints that are whole."""
+"""What both of our Trainers share: their arguments, their log and their checks of checkpoints."""
 
 import json
 import math
@@ -18,21 +18,22 @@ from dpr.files import write_text
 from dpr.training.dataset import TrainingSequence
 from dpr.training.settings import LoopSettings
 
-WHOLE = "whole.json"  # written last: file → bytes of a checkpoint
+WHOLE = "whole.json"  # written last into a checkpoint: name of each file → its bytes
 KEPT_CHECKPOINTS = 3  # the newest one, the best one, and one to fall back to
 
 
 class LoggedTrainer(Trainer):
-    """The Trainer with our lines in its log, and with checkpoints that are marked once they are whole.
+    """The Trainer with more fields in its log and with a mark on every complete checkpoint.
 
-    A subclass counts in `tally`, for each batch, `batches` and `tokens`, and says what an evaluation is.
+    A subclass adds each batch to `tally["batches"]` and its tokens to `tally["tokens"]`, and defines
+    `validate`.
 
     Args:
-        model: Trained in place.
-        settings: How.
+        model: The model, trained in place.
+        settings: Settings of the training.
         steps_per_epoch: Optimiser steps in an epoch.
-        arguments: As `training_arguments` makes them.
-        **more: The Trainer's other arguments.
+        arguments: The Trainer's arguments, as `training_arguments` makes them.
+        **more: Further keyword arguments of the Trainer.
     """
 
     def __init__(
@@ -48,16 +49,16 @@ class LoggedTrainer(Trainer):
         self.since = time.perf_counter()
 
     def extra_log(self, batches: int) -> dict[str, float]:
-        """What else a subclass knows about the batches since the last line."""
+        """More fields for a line of the log, about the `batches` batches since the line before."""
         return {}
 
     def validate(self) -> dict[str, float]:
-        """What an evaluation finds, the settings' metric among it."""
+        """Evaluate the model; the values returned by name include the settings' metric."""
         raise NotImplementedError
 
     @torch.no_grad()
     def evaluate(self, *_, metric_key_prefix: str = "eval", **__) -> dict[str, float]:
-        """Validate, and log what was found with the seconds it took."""
+        """Validate, and log the values found and the seconds it took."""
         start = time.perf_counter()
         self.model.eval()
         found = self.validate()
@@ -65,13 +66,13 @@ class LoggedTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.since += found["s"]  # an evaluation is no part of a step
+        self.since += found["s"]  # the time of an evaluation does not count as that of a step
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log a line, with what else is known about the steps since the last one."""
+        """Log a line; one about training steps also gets examples, speed, memory and `extra_log`."""
         if "train_runtime" in logs:
-            return  # the Trainer's last line holds nothing that the others do not
+            return  # the Trainer's summary holds nothing that the other lines lack
         self.state.epoch = self.state.global_step / self.steps_per_epoch
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
@@ -92,12 +93,12 @@ class LoggedTrainer(Trainer):
         super().log(logs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """The weights alone, as safetensors; the Trainer's own would pickle its arguments beside them."""
+        """Save only the weights, as safetensors; the Trainer's method would also pickle its arguments."""
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_model(self.model, f"{output_dir}/model.safetensors", {"format": "pt"})
 
     def _save_checkpoint(self, model, trial) -> None:
-        """A checkpoint, marked as whole once it is."""
+        """Save a checkpoint, then write the sizes of its files to mark it as complete."""
         super()._save_checkpoint(model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
@@ -105,7 +106,7 @@ class LoggedTrainer(Trainer):
 
 
 class _LastStep(TrainerCallback):
-    """Logs the last step too."""
+    """Makes the Trainer log the last step too."""
 
     def on_step_end(self, args, state, control, **_):
         control.should_log = control.should_log or state.global_step == state.max_steps
@@ -114,7 +115,7 @@ class _LastStep(TrainerCallback):
 def prepare_steps(
     settings: LoopSettings, data: TrainingData, num_negatives: int
 ) -> tuple[TrainingSequence, int, float]:
-    """The records of a whole training in order, its optimiser steps, and how many of them an epoch has."""
+    """The records of a training, its number of optimiser steps, and the steps in an epoch."""
     how = (settings.seed, num_negatives, settings.queries_per_passage)
     batches_per_epoch = TrainingSequence(data, settings.batch_size, 1, *how).batches_per_epoch
     steps_per_epoch = batches_per_epoch / settings.accumulation
@@ -124,7 +125,7 @@ def prepare_steps(
 
 
 def set_dropout(model: torch.nn.Module, rate: float | None) -> None:
-    """Set every dropout rate of a model; None leaves its own."""
+    """Set every dropout rate of a model; None keeps the model's own rates."""
     if rate is not None:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -139,21 +140,21 @@ def training_arguments(
     evaluates: bool,
     kind: type[TrainingArguments] = TrainingArguments,
 ) -> TrainingArguments:
-    """The Trainer's arguments; what orders data or counts steps is decided before them."""
+    """Turn settings into the Trainer's arguments; `prepare_steps` gives the number of steps."""
     precision = settings.precision or ("float32" if on_cpu else "bfloat16")
     every = settings.eval_every or steps
     schedule, floor = {
         "linear": ("polynomial", {"lr_end": settings.learning_rate * settings.floor_share, "power": 1.0}),
         "cosine": ("cosine_with_min_lr", {"min_lr_rate": settings.floor_share}),
     }[settings.schedule]
-    if settings.learning_rate == 0 or settings.floor_share == 1:  # nothing lies between it and the floor
+    if settings.learning_rate == 0 or settings.floor_share == 1:  # the rate cannot fall
         schedule, floor = "constant_with_warmup", {}
     arguments = kind(
         output_dir=str(folder or tempfile.gettempdir()),
         max_steps=steps,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation,
-        train_sampling_strategy="sequential",  # `TrainingSequence` has the order
+        train_sampling_strategy="sequential",  # `TrainingSequence` decides the order
         learning_rate=settings.learning_rate,
         lr_scheduler_type=schedule,
         lr_scheduler_kwargs=floor,
@@ -173,32 +174,32 @@ def training_arguments(
         restore_callback_states_from_checkpoint=True,
         logging_steps=settings.log_every,
         logging_nan_inf_filter=False,
-        disable_tqdm=True,  # `tracking.FileTracker` has the bar
+        disable_tqdm=True,  # `tracking.FileTracker` shows the progress bar
         report_to="none",
         remove_unused_columns=False,
         dataloader_pin_memory=not on_cpu,
         use_cpu=on_cpu,
         seed=settings.seed,
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several would split a batch and its negatives
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs would split a batch and its negatives
     return arguments
 
 
 def memory_bytes() -> int:
-    """The most memory this process has taken so far: on a GPU of it, else of the machine."""
+    """Peak memory of this process so far, in bytes: of the GPU if there is one, else of the machine."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def usable_checkpoint(folder: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The newest checkpoint that training can go on from, and the others that cannot be used and why.
+    """Find the newest checkpoint that training can resume from, and all damaged ones with the reason.
 
-    One can be used where every file has the size noted once it was complete, and the best checkpoint that it
-    speaks of can be used too.
+    A checkpoint is usable if every file has the size noted when it was complete, and if the best checkpoint
+    that it names is usable too.
 
     Args:
-        folder: Of all checkpoints of a training.
+        folder: The folder with all checkpoints of a training.
     """
     usable: list[Path] = []
     damaged: list[tuple[Path, str]] = []
@@ -218,10 +219,14 @@ def usable_checkpoint(folder: Path) -> tuple[Path | None, list[tuple[Path, str]]
 
 
 def _damage(path: Path) -> str:
-    """What is wrong with a checkpoint, or nothing."""
+    """What is wrong with a checkpoint, in words; empty if nothing is."""
     if not (path / WHOLE).is_file():
         return "writing it was broken off"
-    for name, size in json.loads((path / WHOLE).read_text(encoding="utf-8")).items():
+    try:
+        sizes = json.loads((path / WHOLE).read_text(encoding="utf-8"))
+    except ValueError:
+        return f"{WHOLE} is damaged"
+    for name, size in sizes.items():
         if not (path / name).is_file():
             return f"{name} is missing"
         if (path / name).stat().st_size != size:
