@@ -20,6 +20,11 @@ settings.register_profile("dpr", deadline=None, suppress_health_check=[HealthChe
 settings.load_profile("dpr")
 
 
+def pytest_collection_modifyitems(items):
+    """Put the longest tests first, so that processes that share the tests end at about the same time."""
+    items.sort(key=lambda item: "notebook" not in item.keywords)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder with the real collections; a test that asks for it is skipped where there is none."""

@@ -13,7 +13,7 @@ from dpr.evaluation.metrics import evaluate
 from dpr.experiments.finetuning import (
     HARD_DEPTH,
     FineTuned,
-    bm25_negatives,
+    bm25_hits,
     train_and_search,
     validation_sample,
 )
@@ -23,6 +23,7 @@ from dpr.experiments.workspace import Workspace
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 from dpr.search.bm25 import BM25
+from dpr.training.negatives import mine_negatives
 from dpr.training.resume import Training
 from dpr.training.settings import TrainingSettings
 
@@ -94,9 +95,7 @@ def test_it_is_trained_at_one_length_and_searches_at_another(space, made, encode
     assert run.training.finished["start"]["passage_max_length"] == 8
     assert run.result.metadata["config"]["passage_max_length"] == 16
     assert encoder.config.passage_max_length == 16
-    saved = BiEncoder.from_pretrained(
-        space.model_folder("tiny/train", TAG) / "model"
-    )
+    saved = BiEncoder.from_pretrained(space.model_folder("tiny/train", TAG) / "model")
     assert saved.config.passage_max_length == 8
     ready = saved.with_settings(passage_max_length=16)
     assert run.result.metadata["config"]["model"] == ready.fingerprint
@@ -170,15 +169,14 @@ def test_minutes_are_those_of_steps_and_evaluations():
     assert Training(history, {}, Path()).minutes == pytest.approx((30 + 12 + 18) / 60)
 
 
-def test_negatives_come_from_the_whole_corpus_and_are_no_positives(space):
+def test_hits_come_from_the_whole_corpus_for_every_training_query(space):
     data, _ = space.training_data()
-    mined, corpus = bm25_negatives(space, data, num_negatives=2, depth=4)
-    assert set(corpus) == {passage.doc_id for passage in space.collection().passages}
+    hits, corpus = bm25_hits(space, data, depth=4)
+    assert corpus == {passage.doc_id: passage.contents for passage in space.collection().passages}
+    assert set(hits) == {example.query_id for example in data.examples}
+    assert max(map(len, hits.values())) <= 4
+    mined = mine_negatives(data, corpus, hits, num_negatives=2, ranks=(1, 4))
     assert mined.negatives
-    for example in data.examples:
-        found = mined.negatives.get(example.query_id, ())
-        assert len(found) <= 2
-        assert not set(found) & set(example.positives)
 
 
 def test_the_sample_holds_what_is_relevant_and_what_bm25_finds_first(space):

@@ -162,13 +162,13 @@ def test_a_failing_cell_raises_and_leaves_the_committed_notebook_alone(tmp_path)
 
 def test_an_unknown_profile_ends_with_one_line_that_names_the_known_ones():
     with pytest.raises(SystemExit, match="unknown profile 'scifacts'; known: sample, smoke, scifact"):
-        main(["run", "--profile", "scifacts"])
+        main(["execute", "--profile", "scifacts"])
 
 
 @pytest.mark.notebook
 def test_every_notebook_runs_from_top_to_bottom_on_the_smallest_profile(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    main(["run", "--profile", "smoke"])
+    main(["execute", "--profile", "smoke"])
     printed = capsys.readouterr().out
     build = ROOT / "build" / "smoke"
     results = load_results(build / "runs" / "docstrings", ablations=True)

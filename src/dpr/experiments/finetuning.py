@@ -7,6 +7,7 @@ from transformers import TrainerCallback
 
 from dpr.data.collection import Collection
 from dpr.data.training_data import TrainingData
+from dpr.data.trec import Run
 from dpr.experiments.plots import plot_training
 from dpr.experiments.results import Result, load_result
 from dpr.experiments.workspace import Workspace
@@ -14,7 +15,6 @@ from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 from dpr.search.bm25 import BM25
 from dpr.training.bi_encoder import describe_training, train
-from dpr.training.negatives import Mined, mine_negatives
 from dpr.training.resume import Training, keep_training, read_kept_training
 from dpr.training.settings import TrainingSettings
 
@@ -34,26 +34,21 @@ class FineTuned:
     training: Training
 
 
-def bm25_negatives(
-    space: Workspace, data: TrainingData, num_negatives: int, depth: int
-) -> tuple[Mined, dict[str, str]]:
-    """Choose hard negatives at random from BM25's best hits over all passages of the train split.
+def bm25_hits(space: Workspace, data: TrainingData, depth: int) -> tuple[Run, dict[str, str]]:
+    """What BM25 finds for the training queries in the whole corpus, to mine hard negatives from.
 
     Args:
-        space: The workspace of the collection that `data` is from.
-        data: Queries and positives from the train split.
-        num_negatives: Most negatives per query.
-        depth: Number of hits per query to choose from.
+        space: The workspace whose collection's train split `data` comes from.
+        data: The training queries.
+        depth: Hits per query.
 
     Returns:
-        What was mined, and all searched passages as doc_id → text.
+        The run, and the corpus as doc_id → text.
     """
     corpus = space.splits["train"]
     bm25 = BM25.build(corpus, space.index_folder(corpus))
     run = bm25.search({example.query_id: example.query for example in data.examples}, depth)
-    passages = {passage.doc_id: passage.contents for passage in corpus.passages}
-    mined = mine_negatives(data, passages, run, num_negatives=num_negatives, ranks=(1, depth))
-    return mined, passages
+    return run, {passage.doc_id: passage.contents for passage in corpus.passages}
 
 
 def validation_sample(space: Workspace, validation: Collection, size: int | None = None) -> Collection:

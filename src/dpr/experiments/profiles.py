@@ -136,13 +136,13 @@ PROFILES = {
         Profile(
             "sample",
             "docstrings",
-            training=TrainingSettings(num_steps=30, eval_every=10, dropout=0.0),
-            training_length=96,
+            training=TrainingSettings(num_steps=30, batch_size=16, eval_every=10, dropout=0.0),
+            training_length=64,
             validation_passages=300,
             validation_queries=100,
             passage_max_length=128,
             writing=QueryWriting(
-                held_out=60,
+                held_out=40,
                 training=GeneratorSettings(
                     num_steps=40, eval_every=20, batch_size=16, learning_rate=1e-3, dropout=0.0
                 ),

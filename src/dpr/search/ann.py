@@ -14,6 +14,7 @@ from dpr.search.engines import PQ_CENTROIDS, SEARCH_SETTINGS, SETTINGS, chosen_s
 from dpr.search.index import Index, build_index
 
 METRIC = "nDCG@10"
+MANY_VECTORS = 2_000  # from so many on, the default grid has codes of a byte for each dimension
 EQUAL = 1e-5  # scores that differ by less than this share of the exact score count as equal
 Grid = Sequence[tuple[str, dict[str, int]]]
 
@@ -61,7 +62,8 @@ def default_grid(count: int, dimension: int) -> Grid:
     """
     wide = [16, 32, 64, 128, 256]
     probes = [p for p in (1, 2, 4, 8, 16, 32, 64) if p < num_lists(count)]
-    codes = [dimension // d for d in (4, 1) if not dimension % d]
+    divisors = (4, 1) if count >= MANY_VECTORS else (4,)  # the finest codes take long to learn
+    codes = [dimension // d for d in divisors if not dimension % d]
     return [
         ("faiss-flat", {}),
         ("faiss-sqfp16", {}),
