@@ -7,7 +7,7 @@ import pytest
 
 from dpr.training.settings import TrainingSettings
 
-ABOVE_0 = "must be above 0 and at most inf"
+ABOVE_0 = "must be above 0"
 SHARE = "must be at least 0 and below 1"
 PRECISIONS = "(None, 'float32', 'bfloat16', 'float16')"
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from dpr.training.settings import GeneratorSettings, TrainingSettings
+from dpr.training.settings import GeneratorSettings, TrainingSettings, check_fields
 
 
 @dataclass(frozen=True)
@@ -94,21 +94,12 @@ class Profile:
     num_queries: int | None = None
 
     def __post_init__(self):
-        for name in (
-            "depth",
-            "query_max_length",
-            "passage_max_length",
-            "training_length",
-            "validation_passages",
-            "validation_queries",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"profile {self.name}: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("num_passages", "num_queries"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"profile {self.name}: {name} must be None or at least 1")
-        if not self.seeds or not self.encoders:
-            raise ValueError(f"profile {self.name}: at least one seed and one encoder are needed")
+        sizes = ("depth", "query_max_length", "passage_max_length", "training_length")
+        sizes += ("validation_passages", "validation_queries")
+        check_fields(self, "at least 1", lambda v: v >= 1, *sizes)
+        limits = ("num_passages", "num_queries")
+        check_fields(self, "None or at least 1", lambda v: v is None or v >= 1, *limits)
+        check_fields(self, "one or more", lambda v: len(v) > 0, "seeds", "encoders")
 
 
 # One generator serves both small collections; it learns from no dev or test query of either

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from dpr.training.settings import check_fields
+
 METHODS = ("greedy", "beam", "sample")
 MOST_QUERIES = 40
 
@@ -42,22 +44,13 @@ class Decoding:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {METHODS}, got {self.method!r}")
-        most = {"greedy": 1, "beam": self.num_beams, "sample": MOST_QUERIES}[self.method]
-        if not 1 <= self.num_queries <= min(most, MOST_QUERIES):
-            raise ValueError(
-                f"num_queries must be from 1 to {min(most, MOST_QUERIES)} with {self.method}, got "
-                f"{self.num_queries}"
-            )
-        for name, low in (("max_length", 1), ("num_beams", 1), ("top_k", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("temperature", "repetition_penalty"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        check_fields(self, f"one of {METHODS}", METHODS.__contains__, "method")
+        most = min({"greedy": 1, "beam": self.num_beams, "sample": MOST_QUERIES}[self.method], MOST_QUERIES)
+        check_fields(self, f"from 1 to {most} with {self.method}", lambda v: 1 <= v <= most, "num_queries")
+        check_fields(self, "at least 1", lambda v: v >= 1, "max_length", "num_beams")
+        check_fields(self, "at least 0", lambda v: v >= 0, "top_k")
+        check_fields(self, "above 0", lambda v: v > 0, "temperature", "repetition_penalty")
+        check_fields(self, "above 0 and at most 1", lambda v: 0 < v <= 1, "top_p")
 
 
 def sampling(decoding: Decoding, seed: list[int], device: torch.device) -> list[LogitsProcessor]:

@@ -1,14 +1,31 @@
 """The settings of a training."""
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "cosine")
 VALIDATION_METRICS = ("nDCG@10", "RR@10", "R@100")
 TEXT_METRICS = ("BLEU", "ROUGE-1", "ROUGE-2", "ROUGE-L")
 PASSAGE_GAIN = "passage gain"
+
+
+def check_fields(settings: Any, rule: str, holds: Callable[[Any], bool], *names: str) -> None:
+    """Refuse settings in which a field breaks a rule.
+
+    Args:
+        settings: Anything with these fields.
+        rule: What a value must be, in words.
+        holds: Whether a value is that.
+        *names: The fields to look at.
+
+    Raises:
+        ValueError: A value breaks the rule; names field, rule and value.
+    """
+    for name in names:
+        if not holds(getattr(settings, name)):
+            raise ValueError(f"{name} must be {rule}, got {getattr(settings, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -66,42 +83,25 @@ class LoopSettings:
     seed: int = 0
 
     def __post_init__(self):
-        for name, low, high in (
-            ("num_epochs", 0, math.inf),
-            ("floor_share", 0, 1),
-            ("max_grad_norm", 0, math.inf),
-        ):
-            if not low < getattr(self, name) <= high:
-                raise ValueError(
-                    f"{name} must be above {low:g} and at most {high}, got {getattr(self, name)}"
-                )
-        for name, low in (
-            ("batch_size", 2),
-            ("accumulation", 1),
-            ("eval_every", 0),
-            ("log_every", 1),
-            ("weight_decay", 0),
-            ("learning_rate", 0),
-        ):
-            if not getattr(self, name) >= low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("num_steps", "queries_per_passage", "patience"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be None or at least 1, got {getattr(self, name)}")
-        for name in ("warmup_share", "dropout"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        check_fields(self, "above 0", lambda v: v > 0, "num_epochs", "max_grad_norm")
+        check_fields(self, "above 0 and at most 1", lambda v: 0 < v <= 1, "floor_share")
+        check_fields(self, "at least 0", lambda v: v >= 0, "eval_every", "weight_decay", "learning_rate")
+        check_fields(self, "at least 1", lambda v: v >= 1, "accumulation", "log_every")
+        check_fields(self, "at least 2", lambda v: v >= 2, "batch_size")
+        optional = ("num_steps", "queries_per_passage", "patience")
+        check_fields(self, "None or at least 1", lambda v: v is None or v >= 1, *optional)
+        shares = ("warmup_share", "dropout")
+        check_fields(self, "at least 0 and below 1", lambda v: v is None or 0 <= v < 1, *shares)
         for name, known in (
             ("schedule", SCHEDULES),
             ("metric", self.METRICS),
             ("precision", (None, *PRECISIONS)),
         ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+            check_fields(self, f"one of {known}", known.__contains__, name)
         if self.eval_every % self.log_every:
             raise ValueError(
-                f"log_every must divide eval_every, got {self.log_every} and {self.eval_every}: a run that "
-                f"goes on from a checkpoint would log other averages"
+                f"log_every must divide eval_every, got {self.log_every} and {self.eval_every}: a training "
+                f"that goes on from a checkpoint would log other averages"
             )
 
 
@@ -141,12 +141,9 @@ class TrainingSettings(LoopSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
-        if self.num_negatives < 0:
-            raise ValueError(f"num_negatives must be at least 0, got {self.num_negatives}")
-        if self.pass_tokens is not None and self.pass_tokens < 1:
-            raise ValueError(f"pass_tokens must be None or at least 1, got {self.pass_tokens}")
+        check_fields(self, "above 0", lambda v: v > 0, "temperature")
+        check_fields(self, "at least 0", lambda v: v >= 0, "num_negatives")
+        check_fields(self, "None or at least 1", lambda v: v is None or v >= 1, "pass_tokens")
 
 
 @dataclass(frozen=True)
@@ -174,5 +171,4 @@ class GeneratorSettings(LoopSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
+        check_fields(self, "at least 0 and below 1", lambda v: 0 <= v < 1, "label_smoothing")
