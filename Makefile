@@ -6,6 +6,7 @@ PROFILE ?= scifact
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc)
 export TOKENIZERS_PARALLELISM := false
+export MALLOC_ARENA_MAX ?= 1
 export PYTHONWARNINGS := ignore::DeprecationWarning
 
 PINS = $(shell grep -o "^[^\#]*==" requirements.txt)
