@@ -29,7 +29,7 @@ help:            ## list these commands
 	touch $@
 
 run: .venv/installed        ## run all notebooks on the sample profile into build/sample (12 to 18 minutes, 2 cores)
-	$(BIN)/python -m dpr.experiments.notebooks execute --profile sample
+	$(BIN)/python -m dpr.experiments.notebooks run --profile sample
 
 test: .venv/installed       ## run all tests, notebooks included, one process a core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

@@ -162,13 +162,18 @@ def test_a_failing_cell_raises_and_leaves_the_committed_notebook_alone(tmp_path)
 
 def test_an_unknown_profile_ends_with_one_line_that_names_the_known_ones():
     with pytest.raises(SystemExit, match="unknown profile 'scifacts'; known: sample, smoke, scifact"):
-        main(["execute", "--profile", "scifacts"])
+        main(["run", "--profile", "scifacts"])
+
+
+def test_a_number_without_a_notebook_is_refused_with_those_there_are():
+    with pytest.raises(SystemExit, match="error: no notebook 9; there are 01, 02, 03, 04, 05, 06, 07"):
+        main(["run", "--profile", "sample", "--only", "01", "9"])
 
 
 @pytest.mark.notebook
 def test_every_notebook_runs_from_top_to_bottom_on_the_smallest_profile(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    main(["execute", "--profile", "smoke"])
+    main(["run", "--profile", "smoke"])
     printed = capsys.readouterr().out
     build = ROOT / "build" / "smoke"
     results = load_results(build / "runs" / "docstrings", ablations=True)

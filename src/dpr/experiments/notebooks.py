@@ -139,24 +139,28 @@ def extract_figures(notebook: Path, folder: Path) -> list[Path]:
     return paths
 
 
-def execute_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
+def run_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
     """Execute the notebooks in order; on `sample` also print about how long the rest will take.
 
     Args:
-        command: `execute` writes everything to build/<profile>; `runs` writes run files to runs/ and
+        command: `run` writes everything to build/<profile>; `runs` writes run files to runs/ and
             notebooks to build/<profile>; `render` writes both over the committed files.
         profile: The profile's name or a folder, as `get_profile` takes it.
         only: Numbers of the notebooks to execute, such as `02`; empty for all.
 
     Raises:
-        ValueError: An unknown profile.
+        ValueError: An unknown profile, or a number without a notebook.
         FileNotFoundError: No notebooks are found, as this was not started in the repository.
     """
     get_profile(profile)
     root = project_root()
-    paths = [p for p in sorted((root / "notebooks").glob("[0-9]*.ipynb")) if not only or p.name[:2] in only]
-    if not paths:
+    all_paths = {path.name[:2]: path for path in sorted((root / "notebooks").glob("[0-9]*.ipynb"))}
+    if not all_paths:
         raise FileNotFoundError(f"{root / 'notebooks'}: no notebooks; start this in the repository")
+    unknown = [number for number in only if number not in all_paths]
+    if unknown:
+        raise ValueError(f"no notebook {', '.join(unknown)}; there are {', '.join(all_paths)}")
+    paths = [path for number, path in all_paths.items() if not only or number in only]
     build = root / "build" / Path(profile).name
     if os.environ.get("DPR_DATA_DIR"):  # as kernels start in notebooks/
         os.environ["DPR_DATA_DIR"] = str(Path(os.environ["DPR_DATA_DIR"]).resolve())
@@ -166,7 +170,7 @@ def execute_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
         print(f"{path.name} on {profile} …", flush=True)
         parameters = {"PROFILE": profile}
         if command != "render":
-            parameters["OUTPUT"] = str(build) if command == "execute" else ""
+            parameters["OUTPUT"] = str(build) if command == "run" else ""
         seconds = execute_notebook(path, target, parameters)
         if command != "render":
             figures += extract_figures(target, build / "figures")
@@ -174,10 +178,10 @@ def execute_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
         rest = sum(SAMPLE_SECONDS.get(p.name[:2], 0) for p in paths[number:]) * took / max(expected, 1)
         left = f", about {rest / 60:.1f} min left" if rest and profile == "sample" else ""
         print(f"{path.name} done in {seconds:.0f} s ({number} of {len(paths)}){left}", flush=True)
-    if command == "execute":
+    if command == "run":
         from dpr.experiments.report import results_table
 
-        for folder in sorted((build / "runs").iterdir()):
+        for folder in sorted((build / "runs").glob("*")):
             print(f"\n{results_table(folder)}\n")
         print(f"notebooks: {build / 'notebooks'}\nruns:      {build / 'runs'}")
         print(f"figures:   {build / 'figures'} ({len(figures)})")
@@ -186,12 +190,12 @@ def execute_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; `make help` lists its usual calls."""
     parser = argparse.ArgumentParser(prog="python -m dpr.experiments.notebooks", description=__doc__)
-    parser.add_argument("command", choices=["execute", "render", "runs"])
+    parser.add_argument("command", choices=["run", "render", "runs"])
     parser.add_argument("--profile", required=True)
     parser.add_argument("--only", nargs="*", default=[], help="numbers of the notebooks to execute, as 02")
     given = parser.parse_args(arguments)
     try:
-        execute_all(given.command, given.profile, given.only)
+        run_all(given.command, given.profile, given.only)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 
