@@ -21,27 +21,27 @@ help:            ## list these commands
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "Installing $(words $(PINS)) pinned packages (2 to 4 minutes, 2.6 GB on disk):"
-	@$(PIP) -r requirements.txt | awk -v all=$(words $(PINS)) '/^(Collecting|Requirement already)/ { if (++n % 20 == 0) \
+	@echo "Installing $(words $(PINS)) pinned packages (2 to 4 minutes, 2.9 GB on disk):"
+	@$(PIP) -r requirements.txt | awk -v all=$(words $(PINS)) '/^(Collecting|Processing|Requirement already)/ { if (++n % 20 == 0) \
 	  { print "  " (n < all ? n : all) " of " all " fetched"; fflush() } } \
 	  /^Installing collected/ { print "  all fetched, writing them to .venv (about a minute) ..."; fflush() }'
 	@$(PIP) --quiet --no-deps -e .
 	touch $@
 
-run: .venv/installed        ## run all notebooks on the sample profile into build/sample (12 to 18 minutes, 2 cores)
+run: .venv/installed        ## execute all notebooks on the sample profile into build/sample (6 minutes, 2 cores)
 	$(BIN)/python -m dpr.experiments.notebooks run --profile sample
 
-test: .venv/installed       ## run all tests, notebooks included, one process a core
+test: .venv/installed       ## run all tests, notebooks included, a process for each core (6 minutes, 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed       ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-render: .venv/installed     ## run the notebooks on PROFILE in place, for committing
+render: .venv/installed     ## execute the notebooks on PROFILE in place, for committing
 	$(BIN)/python -m dpr.experiments.notebooks render --profile $(PROFILE)
 
-runs: .venv/installed       ## run the notebooks on PROFILE, keeping only their files in runs/
+runs: .venv/installed       ## execute the notebooks on PROFILE, keeping only their files in runs/
 	$(BIN)/python -m dpr.experiments.notebooks runs --profile $(PROFILE)
 
 readme: .venv/installed     ## write the README's tables and figure from runs/

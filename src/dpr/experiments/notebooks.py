@@ -23,7 +23,7 @@ from dpr.provenance import hardware
 
 PARAMETER = re.compile(r"^([A-Z][A-Z0-9_]*)(\s*=\s*)(.+?)(\s*#.*)?$")
 # Seconds of each notebook on `sample` with two idle cores, to estimate how long the rest will take
-SAMPLE_SECONDS = {"01": 15, "02": 30, "03": 40, "04": 120, "05": 70, "06": 120, "07": 15}
+SAMPLE_SECONDS = {"01": 9, "02": 16, "03": 50, "04": 90, "05": 70, "06": 110, "07": 10}
 RENDERED = re.compile(r"^\*Rendered .*\*$", re.MULTILINE)
 
 
