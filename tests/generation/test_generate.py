@@ -1,13 +1,10 @@
 """Queries on disk: each passage's, whatever was interrupted, and the same bytes."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from killing import in_children
 
 from dpr.data.collection import Collection, Passage
 from dpr.generation.decoding import Decoding
@@ -19,27 +16,23 @@ WORDS = ["masks", "zinc", "bats", "cold", "soap", "skin", "lungs", "water", "mil
 
 # Writes queries as each line of its input tells it, in a child of its own that may die before a file event.
 SERVER = """
-import json, os, signal, sys
+import json, sys
+
 from dpr.data.collection import Collection, Passage
-from dpr.generation.generate import generate_queries
 from dpr.generation.decoding import Decoding
+from dpr.generation.generate import generate_queries
 from dpr.generation.generator import QueryGenerator
-from killing import die_before
+from killing import serve
 
 generator = QueryGenerator.from_pretrained(sys.argv[1], device="cpu")
 passages = [Passage(*fields) for fields in json.loads(sys.argv[2])]
 collection = Collection("made", passages, {}, {"test": {}})
 
-for line in sys.stdin:
-    folder, kill_before, decoding = json.loads(line)
-    child = os.fork()
-    if not child:
-        signal.alarm(60)
-        if kill_before:
-            die_before(kill_before, folder)
-        generate_queries(folder, generator, collection, Decoding(**decoding), shard_size=3)
-        os._exit(0)
-    print(json.dumps(os.waitpid(child, 0)[1]), flush=True)
+def write(order):
+    generate_queries(order["folder"], generator, collection, Decoding(**order["decoding"]), shard_size=3)
+    return "done"
+
+serve(write)
 """
 
 
@@ -165,34 +158,15 @@ def test_killed_before_any_file_event_the_same_bytes_come_out(folder, generator,
     collection = made(12)
     decoding = {"num_queries": 2, "max_length": 4}
     generate_queries(tmp_path / "whole", generator, collection, DECODING, shard_size=3)
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(folder), json.dumps(list(collection.passages))],
-        cwd=Path(__file__).parents[1],  # for killing.py
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-    def ended(target: Path, kill_before: int) -> int:
-        server.stdin.write(json.dumps([str(target), kill_before, decoding]) + "\n")
-        server.stdin.flush()
-        return json.loads(server.stdout.readline())
-
-    kills = 0
-    for kill_before in range(1, 200):
-        target = tmp_path / f"killed-{kill_before}"
-        if ended(target, kill_before) == 0:
-            break
-        kills += 1
-        assert ended(target, 0) == 0
-        assert shards(target) == shards(tmp_path / "whole")
-        assert not list(target.glob(".*"))
+    with in_children(SERVER, str(folder), json.dumps(list(collection.passages))) as ask:
+        for kills in range(200):
+            order = {"folder": str(tmp_path / f"killed-{kills}"), "decoding": decoding}
+            if ask(**order, kill_before=kills + 1) == "done":
+                break
+            assert ask(**order) == "done"
+            assert shards(tmp_path / f"killed-{kills}") == shards(tmp_path / "whole")
+            assert not list((tmp_path / f"killed-{kills}").glob(".*"))
     assert kills > 20
-    server.stdin.close()
-    server.wait(timeout=30)
-    server.stdout.close()
 
 
 def test_queries_read_back_from_plain_and_gzipped_files(tmp_path):

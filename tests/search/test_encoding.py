@@ -5,15 +5,13 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 from dataclasses import replace
-from pathlib import Path
 from re import escape
 
 import numpy as np
 import pytest
+from killing import in_children
 
 from dpr.data.collection import Collection, Passage
 from dpr.models.bi_encoder import BiEncoder
@@ -29,81 +27,40 @@ COMPLETE = ["lock", "manifest.json", "timing.json", "vectors.npy"]
 OF_THE_ENCODER = ("normalize", "passage_prompt", "passage_max_length", "precision")
 CHUNKED = {"overflow": "max_chunk", "poolings": ["mean", "concat-last-2"], "dtype": "float16"}
 
-# Encodes as each line of its input tells it, in a child of its own, and answers how that ended.
+# Encodes as each order tells it.
 SERVER = """
-import json, os, resource, signal, sys, time
+import json, resource, sys
 from pathlib import Path
 
 from dpr.data.collection import Collection, Passage
 from dpr.models.bi_encoder import BiEncoder
 from dpr.search.encoding import encode_collection
-from killing import die_before
+from killing import serve
 
 encoder = BiEncoder.from_pretrained(Path(sys.argv[1]), device="cpu", **json.loads(sys.argv[2]))
 
 def encode(order):
     collection = Collection("made", [Passage(*passage) for passage in order["passages"]], {}, {"test": {}})
-    if order["kill_before"]:
-        die_before(order["kill_before"], order["folder"])
     if order["file_bytes"]:
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_bytes"], hard))
-    try:
-        encode_collection(order["folder"], encoder, collection, **order["settings"])
-    except Exception as error:
-        return [type(error).__name__, str(error), str(getattr(error, "filename", ""))]
+    encode_collection(order["folder"], encoder, collection, **order["settings"])
     return "done"
 
-def num_shards(order):
-    return len(list(Path(order["folder"]).glob("shard-??????.npy")))
-
-for line in sys.stdin:
-    order = json.loads(line)
-    shards = num_shards(order)
-    child = os.fork()
-    if not child:
-        signal.alarm(60)
-        print(json.dumps(encode(order)), flush=True)
-        os._exit(0)
-    ended, status = 0, 0
-    if order["kill_after"]:
-        more, seconds = order["kill_after"]
-        while not ended and num_shards(order) < shards + more:
-            ended, status = os.waitpid(child, os.WNOHANG)
-        if not ended:
-            time.sleep(seconds)
-            os.kill(child, signal.SIGKILL)
-    if not ended:
-        ended, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        print(json.dumps(f"signal {os.WTERMSIG(status)}"), flush=True)
+serve(encode, lambda order: len(list(Path(order["folder"]).glob("shard-??????.npy"))))
 """
 
 
 @pytest.fixture(scope="module")
 def in_a_child(plain_folder):
     """`encode_collection` in another process: "done", the signal that killed it, or its error."""
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(plain_folder), json.dumps(PLAIN)],
-        cwd=Path(__file__).parents[1],  # for killing.py
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-    )
+    with in_children(SERVER, str(plain_folder), json.dumps(PLAIN)) as ask:
 
-    def encode(folder, collection, kill_before=0, kill_after=(), file_bytes=0, **settings):
-        order = {"folder": str(folder), "passages": collection.passages, "settings": settings}
-        order |= {"kill_before": kill_before, "kill_after": kill_after, "file_bytes": file_bytes}
-        server.stdin.write(json.dumps(order) + "\n")
-        server.stdin.flush()
-        return json.loads(server.stdout.readline())
+        def encode(folder, collection, kill_before=0, kill_after=(), file_bytes=0, **settings):
+            kills = {"kill_before": kill_before, "kill_after": kill_after, "file_bytes": file_bytes}
+            return ask(folder=str(folder), passages=collection.passages, settings=settings, **kills)
 
-    yield encode
-    server.stdin.close()
-    server.wait(timeout=30)
-    server.stdout.close()
+        yield encode
 
 
 @pytest.fixture

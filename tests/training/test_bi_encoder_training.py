@@ -6,17 +6,16 @@ import math
 import os
 import random
 import shutil
-import subprocess
 import sys
 import warnings
 from copy import deepcopy
 from dataclasses import asdict, astuple, replace
-from pathlib import Path
 from re import escape, fullmatch
 
 import numpy as np
 import pytest
 import torch
+from killing import in_children
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import safe_globals
@@ -41,21 +40,20 @@ MEASURED = ("step_s", "tokens_per_s", "memory_bytes", "eval_s")  # of the machin
 LOGGED = ("loss", "in_batch_accuracy", "chance_loss", "grad_norm")
 RUN_FILES = ["history.jsonl", "model", "tensorboard", "training.json"]
 
-# Trains as each line of its input tells it, in a child of its own, and answers how that ended.
+# Trains as each order tells it.
 SERVER = """
-import gc, json, os, signal, sys, time
+import gc, json, sys
 from pathlib import Path
 
 import tensorboardX
 
 from dpr.data.collection import Collection, Passage
-from dpr.models.bi_encoder import BiEncoder
-from dpr.training.bi_encoder import search_validation
-from dpr.training.bi_encoder import train
 from dpr.data.examples import Example
 from dpr.data.training_data import TrainingData
+from dpr.models.bi_encoder import BiEncoder
+from dpr.training.bi_encoder import search_validation, train
 from dpr.training.settings import TrainingSettings
-from killing import die_before
+from killing import serve
 
 encoder = BiEncoder.from_pretrained(Path(sys.argv[1]), device="cpu", **json.loads(sys.argv[2]))
 examples, passages, queries, qrels = json.loads(sys.argv[3])
@@ -64,42 +62,15 @@ held_out = Collection("held", [Passage(d, "", text) for d, text in passages.item
 search_validation(encoder, held_out)  # the metrics are compiled once for all children
 gc.freeze()
 
-def run(order):
-    if order["kill_before"]:
-        die_before(order["kill_before"], order["folder"])
-    try:
-        train(encoder, data, order["folder"], TrainingSettings(**order["settings"]), validation=held_out)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
+def work(order):
+    train(encoder, data, order["folder"], TrainingSettings(**order["settings"]), validation=held_out)
     return "done"
 
 def num_lines(order):
     path = Path(order["folder"], "history.jsonl")
     return path.read_text().count("\\n") if path.exists() else 0
 
-for line in sys.stdin:
-    order = json.loads(line)
-    before = num_lines(order)
-    child = os.fork()
-    if not child:
-        signal.alarm(60)
-        print(json.dumps(run(order)), flush=True)
-        os._exit(0)
-    ended, status = 0, 0
-    if order["kill_after"]:
-        seen, seconds = num_lines(order), order["kill_after"][1]
-        for _ in range(order["kill_after"][0]):
-            while not ended and num_lines(order) == seen:
-                ended, status = os.waitpid(child, os.WNOHANG)
-                time.sleep(0.001)
-            seen = num_lines(order)
-        if not ended:
-            time.sleep(seconds)
-            os.kill(child, signal.SIGKILL)
-    if not ended:
-        ended, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        print(json.dumps(f"signal {os.WTERMSIG(status)}"), flush=True)
+serve(work, num_lines)
 """
 
 
@@ -608,31 +579,13 @@ def in_a_child(plain_folder):
     """`train` in another process: "done", the signal that killed it, or its error."""
     data, held_out = made()
     content = [[astuple(e) for e in data.examples], data.passages, held_out.all_queries, held_out.all_qrels]
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(plain_folder), json.dumps(LENGTHS), json.dumps(content)],
-        cwd=Path(__file__).parents[1],  # for killing.py
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "CUDA_VISIBLE_DEVICES": "",
-        },
-    )
+    with in_children(SERVER, str(plain_folder), json.dumps(LENGTHS), json.dumps(content)) as ask:
 
-    def train_there(folder, kill_before=0, kill_after=(), **changed):
-        order = {"folder": str(folder), "settings": {**SHORT, "eval_every": 2, "dropout": 0.1, **changed}}
-        server.stdin.write(json.dumps({**order, "kill_before": kill_before, "kill_after": kill_after}) + "\n")
-        server.stdin.flush()
-        return json.loads(server.stdout.readline())
+        def train_there(folder, kill_before=0, kill_after=(), **changed):
+            settings = {**SHORT, "eval_every": 2, "dropout": 0.1, **changed}
+            return ask(folder=str(folder), settings=settings, kill_before=kill_before, kill_after=kill_after)
 
-    yield train_there
-    server.stdin.close()
-    server.wait(timeout=30)
-    server.stdout.close()
+        yield train_there
 
 
 @pytest.fixture(scope="module")
