@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpr.files import atomic_folder, atomic_path, read_jsonl, read_lines, write_text
+from dpr.files import atomic_folder, atomic_path, read_jsonl, read_lines, remove_temporary, write_text
 
 # A line may hold anything but the two characters that end one.
 LINES = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n")), max_size=8)
@@ -289,3 +289,18 @@ def test_the_line_with_a_number_too_long_for_python_is_named(tmp_path):
     path.write_text('{"_id": ' + "1" * 5000 + "}\n")
     with pytest.raises(ValueError, match=escape(f"{path}:1: not JSON")):
         list(read_jsonl(path))
+
+
+def test_only_what_was_half_written_under_our_names_is_removed(tmp_path):
+    with atomic_path(tmp_path / "data.json") as temporary:
+        left = temporary
+    left.write_text("half")
+    (tmp_path / ".shard-000001.owners.npy.0123abc_.npy").write_text("half")
+    (tmp_path / ".model.0123abc_").mkdir()
+    (tmp_path / "..model.0123abc_.4567def_").mkdir()
+    theirs = [".env", ".gitignore", ".notes.txt", ".data.json.short.json", ".other.0123abc_", "data.json"]
+    for name in theirs:
+        (tmp_path / name).write_text("theirs")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    remove_temporary(tmp_path, "model")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*theirs, ".ipynb_checkpoints"])

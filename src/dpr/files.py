@@ -4,6 +4,7 @@ import fcntl
 import gzip
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -16,6 +17,8 @@ from typing import Any
 from tqdm import tqdm
 
 MANIFEST, LOCK = "manifest.json", "lock"
+# Names that `atomic_path` writes under; a killed process leaves them, and nobody else makes such names
+TEMPORARY_FILE = re.compile(r"\..+(\.\w+)\.\w{8}\1")
 
 
 @contextmanager
@@ -70,6 +73,20 @@ def atomic_folder(path: Path | str, *markers: str) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_temporary(folder: Path, *folders: str) -> None:
+    """Remove what a killed process left half written in a folder, and nothing else.
+
+    Args:
+        folder: Where `atomic_path` wrote files.
+        *folders: Names of folders in it that `atomic_folder` wrote.
+    """
+    for entry in folder.glob(".*"):
+        if entry.is_file() and TEMPORARY_FILE.fullmatch(entry.name):
+            entry.unlink()
+        elif entry.is_dir() and any(re.fullmatch(rf"\.+{name}(\.\w{{8}})+", entry.name) for name in folders):
+            shutil.rmtree(entry)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -190,8 +207,7 @@ class ShardFolder:
             except BlockingIOError:
                 message = "another process is writing into this folder; wait for it"
                 raise ValueError(f"{self.folder}: {message}") from None
-            for left_over in self.folder.glob(".*"):
-                left_over.unlink()
+            remove_temporary(self.folder)
             self._compare_manifest()
             write_text(self.folder / MANIFEST, json.dumps(self.manifest, indent=1) + "\n")
             yield

@@ -300,7 +300,7 @@ def test_a_folder_that_holds_something_else_is_refused(encoder, tmp_path):
 
 def test_a_folder_that_another_process_encodes_into_is_refused(encoder, tmp_path):
     stop_after(12, tmp_path, encoder, made(23), shard_size=5)
-    (tmp_path / ".shard-000002.npy.half.npy").write_text("being written")
+    (tmp_path / ".shard-000002.npy.half_123.npy").write_text("being written")
     before = contents(tmp_path)
     with (tmp_path / "lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -389,6 +389,15 @@ def test_shards_that_a_killed_process_left_beside_the_whole_are_removed(encoder,
 
 
 # --- killed ------------------------------------------------------------------------------------
+
+
+def test_hidden_files_of_others_stay(encoder, tmp_path):
+    encode_collection(tmp_path, encoder, made(5))
+    (tmp_path / "vectors.npy").unlink()
+    (tmp_path / ".env").write_text("theirs")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    encode_collection(tmp_path, encoder, made(5))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".env", ".ipynb_checkpoints", *COMPLETE]
 
 
 def test_killed_again_and_again_it_ends_with_the_same_bytes(in_a_child, tmp_path):

@@ -644,9 +644,9 @@ def test_killed_while_it_writes_its_description_it_begins_again(in_a_child, whol
     "left",
     [
         "checkpoints/checkpoint-6/model.safetensors",
-        ".model.1234/README.md",
-        "..model.1234.5678/config.json",
-        ".history.jsonl.1234.jsonl",
+        ".model.abcd1234/README.md",
+        "..model.abcd1234.efgh567_/config.json",
+        ".history.jsonl.abcd1234.jsonl",
     ],
 )
 def test_what_a_kill_leaves_half_written_is_removed(in_a_child, whole_child, tmp_path, left):
@@ -655,6 +655,14 @@ def test_what_a_kill_leaves_half_written_is_removed(in_a_child, whole_child, tmp
     (folder / left).write_text("half")
     assert in_a_child(folder) == "done"
     assert sorted(path.name for path in folder.iterdir()) == RUN_FILES
+
+
+def test_hidden_files_of_others_stay(in_a_child, whole_child, tmp_path):
+    folder = shutil.copytree(whole_child, tmp_path / "run")
+    (folder / ".git").mkdir()
+    (folder / ".env").write_text("theirs")
+    assert in_a_child(folder) == "done"
+    assert sorted(path.name for path in folder.iterdir()) == [".env", ".git", *RUN_FILES]
 
 
 # --- damaged -----------------------------------------------------------------------------------

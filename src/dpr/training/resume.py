@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerState
 
 from dpr.data.text import query_key
 from dpr.data.training_data import TrainingData
-from dpr.files import atomic_folder, write_text
+from dpr.files import atomic_folder, remove_temporary, write_text
 from dpr.provenance import git_commit, hardware
 from dpr.training.settings import LoopSettings
 from dpr.training.tracking import HISTORY, RECORD, FileTracker, ModelKind, model_card, tensorboard
@@ -145,8 +145,7 @@ def train_or_resume(
     if not (folder / MODEL).is_dir():
         _train(folder, make_trainer(folder / CHECKPOINTS), save, kind, callbacks)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    for half_written in folder.glob(".*"):  # left by a process that was killed
-        shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()
+    remove_temporary(folder, MODEL)
     lines = (folder / HISTORY).read_text(encoding="utf-8").splitlines()
     finished = json.loads((folder / MODEL / RECORD).read_text(encoding="utf-8"))
     return Training([json.loads(line) for line in lines], finished, folder)
