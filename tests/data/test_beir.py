@@ -235,3 +235,9 @@ def test_ms_marco_dl_has_two_splits_and_none_called_test(data_dir):
     assert sizes == [(30_005, 43, 4337), (30_005, 54, 5148)]
     with pytest.raises(ValueError, match=r"msmarco-dl has no split 'test', only \['dl19', 'dl20'\]"):
         read_beir(folder)
+
+
+def test_a_title_that_is_null_is_none(tmp_path):
+    lines = '{"_id": "d1", "title": null, "text": "zinc"}', '{"_id": "d2", "text": "iron"}'
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
+    assert read_corpus(tmp_path / "corpus.jsonl") == [Passage("d1", "", "zinc"), Passage("d2", "", "iron")]

@@ -9,6 +9,7 @@ import struct
 import xml.etree.ElementTree as ElementTree
 from re import escape
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -255,8 +256,6 @@ def test_columns_may_be_separated_by_tabs_and_lines_by_cr_lf(tmp_path):
         ("q Q0 e 2 -inf t", "score '-inf' is not a finite number"),
         ("q Q0 e 2 1e400 t", "score '1e400' is not a finite number"),
         ("q Q0 e 2 high t", "score 'high' is not a finite number"),
-        ("q Q0 e first 0.5 t", "rank 'first' is not a finite number"),
-        ("q Q0 e inf 0.5 t", "rank 'inf' is not a finite number"),
         ("q Q0 d 2 0.5 t", "document d comes twice for query q"),
         ("p Q0 e 1 0.5 u", "tag u after t; one file holds one run"),
     ],
@@ -586,3 +585,19 @@ def test_published_runs_of_the_dl_tracks_cover_every_judged_query(data_dir):
             run = read_run(path)
             assert set(run) == judged
             assert run.tag == path.name.removeprefix(f"{year}.").removesuffix(".trec.gz")
+
+
+@pytest.mark.parametrize("rank", ["-", "NaN", "n/a", "RANK"])
+def test_a_rank_column_that_is_no_number_is_not_looked_at(tmp_path, rank):
+    lines = f"q1 Q0 d1 {rank} 1.0 mine", f"q1 Q0 d2 {rank} 2.0 mine", "q2 Q0 d1 1 1 mine"
+    (tmp_path / "x.run").write_text("\n".join(lines))
+    assert read_run(tmp_path / "x.run") == {"q1": {"d2": 2.0, "d1": 1.0}, "q2": {"d1": 1.0}}
+    (tmp_path / "y.run").write_text(f"q1 Q0 d1 1 1.0 mine\nq1 Q0 d2 {rank} 2.0 mine\n")
+    assert list(read_run(tmp_path / "y.run")["q1"]) == ["d2", "d1"]
+
+
+def test_ids_that_are_whole_numbers_become_text_and_others_are_refused():
+    assert Run({1: {np.int64(7): 2.0, "8": 1.0}}) == {"1": {"7": 2.0, "8": 1.0}}
+    for bad in (None, 1.0, True, ("a",)):
+        with pytest.raises(ValueError, match="an id must be a string or a whole number, got"):
+            Run({"q": {bad: 1.0}})

@@ -320,3 +320,9 @@ def test_the_same_text_scores_100_and_another_0():
 def test_what_cannot_be_scored_is_refused(texts, references, message):
     with pytest.raises(ValueError, match=message):
         score_texts(texts, references)
+
+
+def test_ids_that_are_whole_numbers_meet_judgements_in_text():
+    found = evaluate({"1": {"10": 1}}, {1: {10: 1.0, 11: 2.0}}, ["RR@10"])
+    assert found.per_query == {"RR@10": {"1": 0.5}}
+    assert evaluate({1: {10: 1}}, {"1": {"10": 1.0}}, ["RR@10"]).means == {"RR@10": 1.0}

@@ -6,12 +6,13 @@ from itertools import chain, pairwise
 from re import escape
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dpr.models.batching import one_ahead, pad_batch, token_batches, workers
+from dpr.models.batching import checked_texts, one_ahead, pad_batch, token_batches, workers
 
 LENGTHS = st.lists(st.integers(0, 40), max_size=60)
 BUDGETS = st.integers(1, 120)
@@ -191,3 +192,22 @@ def test_an_error_comes_where_its_result_would_have():
     assert next(results) == "a"
     with pytest.raises(ValueError, match=escape("second")):
         next(results)
+
+
+# --- checked_texts -----------------------------------------------------------------------------
+
+
+def test_texts_come_as_a_list_from_an_array_or_a_column():
+    texts = ["one", "two"]
+    column = pd.DataFrame({"text": ["zero", *texts]}).drop(index=0)["text"]
+    arrays = np.array(texts), np.array(texts, dtype=object)
+    for several in (texts, tuple(texts), *arrays, column, iter(texts)):
+        assert checked_texts(several) == texts
+
+
+@pytest.mark.parametrize("bad", [None, float("nan"), 3, b"bytes"])
+def test_a_text_that_is_missing_is_named_by_its_position(bad):
+    with pytest.raises(ValueError, match=r"text 2 of 3 is .*, expected a string"):
+        checked_texts(["one", "two", bad])
+    with pytest.raises(ValueError, match="expected a list of texts, got one string"):
+        checked_texts("one")

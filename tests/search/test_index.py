@@ -410,3 +410,14 @@ def test_a_saved_index_still_has_its_chunks(kind, tmp_path):
     assert_best_chunks(loaded, passages, normals(15, 3, 6), 9)
     build_index(kind, passages, ids(len(passages)), "cosine").save(tmp_path / "rows")
     assert not Index.load(tmp_path / "rows").chunks
+
+
+def test_ids_that_are_whole_numbers_become_text():
+    index = build_index("exact", np.eye(3, dtype=np.float32), np.array([5, 6, 7]), "dot")
+    assert index.doc_ids == ["5", "6", "7"]
+
+
+@pytest.mark.parametrize("bad", ["a\nb", " ", "", "two words"])
+def test_an_id_that_no_run_file_could_hold_is_refused(bad):
+    with pytest.raises(ValueError, match=r"doc_ids: row 1: .* must be a string without white space"):
+        build_index("exact", np.eye(3, dtype=np.float32), ["a", bad, "c"], "dot")

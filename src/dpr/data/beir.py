@@ -54,7 +54,8 @@ def read_corpus(path: Path | str) -> list[Passage]:
     """
     passages: dict[str, Passage] = {}
     for number, record in read_jsonl(path):
-        doc_id, title, text = record.get("_id"), record.get("title", ""), record.get("text")
+        doc_id, text = record.get("_id"), record.get("text")
+        title = "" if record.get("title") is None else record["title"]
         for field, value in (("_id", doc_id), ("title", title), ("text", text)):
             if not isinstance(value, str):
                 what = "is missing" if value is None else f"is {type(value).__name__}"

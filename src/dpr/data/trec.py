@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class Run(dict[str, dict[str, float]]):
     """
 
     def __init__(self, hits: Mapping[str, Mapping[str, float]], tag: str = "dpr"):
-        super().__init__({query_id: dict(scores) for query_id, scores in hits.items()})
+        super().__init__(with_text_ids(hits))
         self.tag = tag
 
     def truncated(self, depth: int) -> "Run":
@@ -94,13 +95,13 @@ def read_run(path: Path | str) -> Run:
         The run, with each query's hits in trec_eval's order and the file's tag.
 
     Raises:
-        ValueError: A line does not have six columns, a score or rank is not a finite number, a document
-            comes twice for a query, the file holds two tags, or the scores of a query rise with the
+        ValueError: A line does not have six columns, a score is not a finite number, a document comes
+            twice for a query, the file holds two tags, or the scores of a query rise with the
             rank (distances written as scores); the message names the file and the line or query.
         FileNotFoundError: The file does not exist.
     """
     hits: dict[str, dict[str, float]] = {}
-    ranks: dict[str, dict[str, int]] = {}
+    ranks: dict[str, dict[str, float]] = {}
     tag = None
     for number, line in read_lines(path):
         columns = line.split()
@@ -113,7 +114,7 @@ def read_run(path: Path | str) -> Run:
         if doc_id in scores:
             raise ValueError(f"{path}:{number}: document {doc_id} comes twice for query {query_id}")
         scores[doc_id] = _number(score, f"{path}:{number}: score")
-        ranks.setdefault(query_id, {})[doc_id] = int(_number(rank, f"{path}:{number}: rank"))
+        ranks.setdefault(query_id, {})[doc_id] = _rank(rank)
         if tag not in (None, line_tag):
             raise ValueError(f"{path}:{number}: tag {line_tag} after {tag}; one file holds one run")
         tag = line_tag
@@ -123,11 +124,11 @@ def read_run(path: Path | str) -> Run:
 
 
 def _refuse_distances(
-    path: Path | str, query_id: str, scores: dict[str, float], ranks: dict[str, int]
+    path: Path | str, query_id: str, scores: dict[str, float], ranks: dict[str, float]
 ) -> None:
     """Raise ValueError if a query's scores never fall, and somewhere rise, from rank to rank."""
-    if len(set(ranks.values())) < len(ranks):
-        return  # with equal ranks the rank column gives no order
+    if len(set(ranks.values())) < len(ranks) or any(map(math.isnan, ranks.values())):
+        return  # the rank column gives no order
     by_rank = [scores[doc_id] for doc_id in sorted(ranks, key=ranks.__getitem__)]
     if len(by_rank) > 1 and by_rank[0] < by_rank[-1] and all(a <= b for a, b in pairwise(by_rank)):
         raise ValueError(
@@ -184,6 +185,14 @@ def single(score: float) -> np.float32:
         return np.float32(score)
 
 
+def _rank(text: str) -> float:
+    """A rank as a number, or NaN where the column holds something else, as some systems write."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _number(text: str, where: str) -> float:
     """Parse a finite number, or raise a ValueError that begins with `where`."""
     try:
@@ -193,6 +202,27 @@ def _number(text: str, where: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{where} {text!r} is not a finite number")
     return value
+
+
+def text_id(value: str | int) -> str:
+    """Give an id as text; a whole number, as pandas columns and FAISS rows hold it, becomes its digits.
+
+    Raises:
+        ValueError: Neither a string nor a whole number.
+
+    >>> text_id(7), text_id("7")
+    ('7', '7')
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError(f"an id must be a string or a whole number, got {value!r}")
+
+
+def with_text_ids(nested: Mapping[Any, Mapping[Any, Any]]) -> dict[str, dict[str, Any]]:
+    """Copy a run or judgements, query_id → doc_id → value, with `text_id` of every id."""
+    return {text_id(q): {text_id(d): value for d, value in docs.items()} for q, docs in nested.items()}
 
 
 def check_id(value: str, where: str) -> None:

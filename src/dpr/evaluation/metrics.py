@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpr.data.trec import Qrels, ordered_hits
+from dpr.data.trec import Qrels, ordered_hits, with_text_ids
 
 METRICS = ("nDCG@10", "RR@10", "R@100", "R@1000", "AP@1000", "P@10", "judged@10")
 RANX_NAMES = {
@@ -61,6 +61,7 @@ def evaluate(
     if not qrels:
         raise ValueError("no judgements: nothing to evaluate against")
     cutoffs = {metric: split_metric(metric) for metric in metrics}
+    qrels, run = with_text_ids(qrels), with_text_ids(run)
     judged = {q: run[q] for q in qrels if run.get(q)}
     if not judged:
         raise ValueError(f"the run's {len(run)} queries and the {len(qrels)} judged ones have none in common")

@@ -25,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from dpr.files import atomic_folder, write_text
 from dpr.generation.decoding import Decoding, sampling
 from dpr.generation.learnt_tokenizer import learn_tokenizer
-from dpr.models.batching import MIN_LENGTH, compute_blocks, pad_batch, tokenize
+from dpr.models.batching import MIN_LENGTH, checked_texts, compute_blocks, pad_batch, tokenize
 from dpr.models.bi_encoder import PRECISIONS
 from dpr.models.checkpoint import find_checkpoint, quieten, weights_fingerprint
 
@@ -193,8 +193,7 @@ class QueryGenerator:
         Returns:
             N lists of `num_queries` queries, with `beam` the likeliest first. Queries may be empty or repeat.
         """
-        if isinstance(passages, str):
-            raise ValueError("expected a list of texts, got one string")
+        passages = checked_texts(passages)
         if not passages:
             return []
         with tqdm(total=len(passages), desc=f"{self.name}: queries", unit="passage") as bar:

@@ -12,6 +12,21 @@ OVERFLOWS = ("truncate", "max_chunk")
 MIN_LENGTH = 3  # tokens in a text: two special ones and one of its own
 
 
+def checked_texts(texts: Iterable[str]) -> list[str]:
+    """Give texts as a list, from a list, an array or a pandas column.
+
+    Raises:
+        ValueError: One string instead of several, or a value that is no string; names its position.
+    """
+    if isinstance(texts, str):
+        raise ValueError("expected a list of texts, got one string")
+    texts = list(texts)
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"text {position} of {len(texts)} is {text!r}, expected a string")
+    return texts
+
+
 def tokenize(
     tokenizer, texts: Sequence[str], prompt: str, max_length: int, overflow: str
 ) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dpr.models.batching import compute_blocks, pad_batch, tokenize
+from dpr.models.batching import checked_texts, compute_blocks, pad_batch, tokenize
 from dpr.models.checkpoint import (
     EncoderConfig,
     find_checkpoint,
@@ -177,8 +177,7 @@ class BiEncoder:
         return self._encode_in_memory(passages, "passages", "max_chunk", batch_tokens)
 
     def _encode_in_memory(self, texts: Sequence[str], side: str, overflow: str, batch_tokens: int | None):
-        if isinstance(texts, str):
-            raise ValueError("expected a list of texts, got one string")
+        texts = checked_texts(texts)
         blocks = [texts[start : start + BLOCK] for start in range(0, len(texts), BLOCK)]
         vectors, owners = [np.empty((0, self.dimension), np.float32)], [np.empty(0, np.int64)]
         with tqdm(total=len(texts), desc=f"{self.name}: {side}", unit="text") as bar:

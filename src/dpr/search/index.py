@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpr.data.trec import Run, ordered_hits
+from dpr.data.trec import Run, check_id, ordered_hits, text_id
 from dpr.files import atomic_folder, read_lines, write_text
 from dpr.models.checkpoint import SIMILARITIES
 from dpr.search.engines import (
@@ -211,6 +211,9 @@ def build_index(
     if passage_emb.ndim != 2 or 0 in passage_emb.shape:
         raise ValueError(f"passage_emb must be [N, D] with N and D above 0, got shape {passage_emb.shape}")
     count, dimension = passage_emb.shape
+    doc_ids = [text_id(doc_id) for doc_id in doc_ids]
+    for row, doc_id in enumerate(doc_ids):
+        check_id(doc_id, f"doc_ids: row {row}:")
     if len(doc_ids) != count:
         raise ValueError(f"{count} vectors need as many doc_ids, got {len(doc_ids)}")
     if not chunks and len(set(doc_ids)) != count:
@@ -228,7 +231,7 @@ def build_index(
         engine = HnswlibEngine.build(_blocks(passage_emb, scale), dimension, count, chosen)
     else:
         engine = FaissEngine.build(kind, _blocks(passage_emb, scale), dimension, count, chosen)
-    return Index(kind, similarity, chosen, list(doc_ids), chunks, dimension, engine)
+    return Index(kind, similarity, chosen, doc_ids, chunks, dimension, engine)
 
 
 def checked_lengths(vectors: np.ndarray, name: str, similarity: str, dimension: int) -> np.ndarray:
