@@ -179,6 +179,16 @@ def test_what_was_read_is_kept_and_read_again_as_long_as_the_packages_are_the_sa
     docstrings._read_packages.cache_clear()
 
 
+def test_where_nothing_can_be_written_a_warning_says_so_and_the_packages_are_read(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    items = (Documented(Passage("a", "", "b"), "q"),)
+    monkeypatch.setattr(docstrings, "read_package", lambda folder: items)
+    docstrings._read_packages.cache_clear()
+    with pytest.warns(UserWarning, match="not kept .* read anew each time"):
+        assert docstrings._read_packages(("numpy",), tmp_path / "file") == items
+    docstrings._read_packages.cache_clear()
+
+
 def test_a_train_passage_with_a_query_or_text_of_the_test_part_is_left_out(monkeypatch):
     test = Documented(Passage("a.f", "a.f", "the text"), "The query of it")
     kept = [Documented(Passage(f"b.k{n}", "b.k", f"text {n}"), f"A query of {n}") for n in range(5)]

@@ -119,11 +119,15 @@ def _read_packages(names: tuple[str, ...], kept_in: Path | None) -> tuple[Docume
     installed = [f"{folder} {version(DISTRIBUTIONS.get(folder.name, folder.name))}" for folder in folders]
     made_by = "\n".join([*installed, sys.version, Path(__file__).read_text(encoding="utf-8")])
     path = kept_in / f"{'-'.join(names)}-{stable_hash(made_by)[:16]}.jsonl"
-    if not path.is_file():
-        read = (item for folder in folders for item in read_package(folder))
+    if path.is_file():
+        rows = (json.loads(line) for _, line in read_lines(path))
+        return tuple(Documented(Passage(*passage), query) for *passage, query in rows)
+    read = tuple(item for folder in folders for item in read_package(folder))
+    try:
         write_text(path, "".join(json.dumps([*item.passage, item.query]) + "\n" for item in read))
-    rows = (json.loads(line) for _, line in read_lines(path))
-    return tuple(Documented(Passage(*passage), query) for *passage, query in rows)
+    except OSError as error:
+        warnings.warn(f"{path}: not kept ({error.strerror}), so it is read anew each time", stacklevel=3)
+    return read
 
 
 def read_package(folder: Path | str) -> list[Documented]:

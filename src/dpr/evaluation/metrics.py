@@ -45,13 +45,15 @@ def evaluate(
 
     Args:
         qrels: Judgements of at least one query.
-        run: query_id → doc_id → score, larger is better. It should be as deep as the cutoffs: R@1000 of
+        run: query_id → doc_id → score, larger is better; ids that are whole numbers, here and in
+            `qrels`, become text. It should be as deep as the cutoffs: R@1000 of
             a run with 100 hits per query means nothing.
         metrics: Names with a cutoff: nDCG@k, RR@k, R@k, AP@k, P@k, and judged@k, the share of the
             k best hits that have a judgement.
 
     Raises:
-        ValueError: There are no judgements, a metric is unknown, or no query of the run is judged.
+        ValueError: There are no judgements, a metric is unknown, no query of the run is judged, or an id is
+            neither text nor a whole number.
 
     Source: Järvelin and Kekäläinen 2002 (nDCG); https://github.com/usnistgov/trec_eval.
 

@@ -190,7 +190,8 @@ def build_index(
             use a GPU if FAISS sees one.
         passage_emb: float32 or float16 [N, D], finite. `exact` keeps it without a copy, so a memory map
             stays on disk.
-        doc_ids: N ids without white space, in the order of the rows; distinct unless `chunks`.
+        doc_ids: N ids without white space, in the order of the rows; distinct unless `chunks`. Whole
+            numbers become text.
         similarity: `cosine` or `dot`, whichever the encoder was trained for (`encoder.config.similarity`).
         chunks: Whether a document may have several rows; `search_run` ranks it by its best one.
         **settings: `m`, `ef_construction` and `ef_search` for the two graphs (HNSW); `num_lists` and
