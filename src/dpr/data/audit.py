@@ -27,6 +27,10 @@ class Audit:
         judged_without_document: doc_ids that are judged but not in the corpus.
         queries_without_judgements: Ids of queries without judgements in any split.
         queries_without_relevant: Ids of judged queries without a grade above 0; their nDCG is 0.
+        queries_as_documents: Ids of this split's queries that are documents themselves, with the same id and
+            text; their searches leave that document out (`Collection.own_documents`).
+        ids_as_documents: Ids of queries that are also the id of a document with another text.
+        texts_as_documents: Ids of queries whose text is that of a document with another id.
         queries_in_two_splits: Ids of this split's queries whose text, ignoring case and white space, is
             also a query of another split: training on one split would show queries of the other.
         mojibake: Documents whose contents look wrongly decoded (ftfy's heuristic).
@@ -48,6 +52,9 @@ class Audit:
     judged_without_document: list[str]
     queries_without_judgements: list[str]
     queries_without_relevant: list[str]
+    queries_as_documents: list[str]
+    ids_as_documents: list[str]
+    texts_as_documents: list[str]
     queries_in_two_splits: list[str]
     mojibake: list[str]
     token_lengths: dict[int, int]
@@ -66,6 +73,9 @@ class Audit:
             ("judged queries", self.num_queries),
             ("… none of whose documents is relevant", len(self.queries_without_relevant)),
             ("… whose text another split has too", len(self.queries_in_two_splits)),
+            ("… that are a document themselves, by id and text", len(self.queries_as_documents)),
+            ("… with the id of a document, but another text", len(self.ids_as_documents)),
+            ("… with the text of a document, but another id", len(self.texts_as_documents)),
             ("queries without judgements", len(self.queries_without_judgements)),
             ("judgements", self.num_judgements),
             ("… relevant", self.num_relevant),
@@ -96,6 +106,7 @@ def audit_collection(collection: Collection, tokenizer=None, max_length: int | N
     first_with: dict[str, str] = {}
     duplicates = [d for d, text in contents.items() if text and first_with.setdefault(text, d) != d]
     judged = [(q, d, grade) for q, grades in collection.qrels.items() for d, grade in grades.items()]
+    own, by_text = collection.own_documents, _ids_by_text(collection)
     judged_anywhere = {q for qrels in collection.all_qrels.values() for q in qrels}
     lengths = token_lengths(contents.values(), tokenizer) if tokenizer is not None else np.array([])
     return Audit(
@@ -110,6 +121,11 @@ def audit_collection(collection: Collection, tokenizer=None, max_length: int | N
         judged_without_document=sorted({d for _, d, _ in judged if d not in contents}),
         queries_without_judgements=[q for q in collection.all_queries if q not in judged_anywhere],
         queries_without_relevant=[q for q, g in collection.qrels.items() if max(g.values(), default=0) <= 0],
+        queries_as_documents=sorted(own),
+        ids_as_documents=[q for q in collection.queries if q in contents and q not in own],
+        texts_as_documents=[
+            q for q, text in collection.queries.items() if by_text.get(normalise(text), set()) - {q}
+        ],
         queries_in_two_splits=_shared_queries(collection),
         mojibake=[d for d, text in contents.items() if ftfy.badness.is_bad(text)],
         token_lengths={p: int(np.percentile(lengths, p)) for p in PERCENTILES} if len(lengths) else {},
@@ -125,6 +141,15 @@ def token_lengths(texts, tokenizer) -> np.ndarray:
         list(texts), truncation=False, padding=False, return_attention_mask=False, verbose=False
     )
     return np.array([len(ids) for ids in encoded["input_ids"]])
+
+
+def _ids_by_text(collection: Collection) -> dict[str, set[str]]:
+    """Normalised text, with and without the title, → ids of the documents that have it."""
+    found: dict[str, set[str]] = {}
+    for passage in collection.passages:
+        for text in (passage.text, passage.contents):
+            found.setdefault(normalise(text), set()).add(passage.doc_id)
+    return found
 
 
 def _shared_queries(collection: Collection) -> list[str]:

@@ -1,9 +1,11 @@
 """The BEIR folder layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv."""
 
+import warnings
 from pathlib import Path
 
 from dpr.data.collection import DEV_SHARE, Collection, Passage, hold_out_dev
-from dpr.data.trec import read_qrels, read_topics
+from dpr.data.text import SURROGATE
+from dpr.data.trec import check_id, read_qrels, read_topics
 from dpr.files import read_jsonl
 
 
@@ -47,12 +49,15 @@ def read_beir(folder: Path | str, split: str = "test", name: str | None = None) 
 def read_corpus(path: Path | str) -> list[Passage]:
     """Read passages from lines of `{"_id": …, "title": …, "text": …}`, where the title is optional.
 
+    Half a character (a lone surrogate, as of an emoji that was cut) becomes `�`, with a warning.
+
     Raises:
         ValueError: A line is not a JSON object, a field is missing or not a string, or an id is empty,
-            holds white space or comes twice; the message names file and line.
+            holds white space or half a character or comes twice; the message names file and line.
         FileNotFoundError: The file does not exist.
     """
     passages: dict[str, Passage] = {}
+    halves: list[str] = []
     for number, record in read_jsonl(path):
         doc_id, text = record.get("_id"), record.get("text")
         title = "" if record.get("title") is None else record["title"]
@@ -60,9 +65,14 @@ def read_corpus(path: Path | str) -> list[Passage]:
             if not isinstance(value, str):
                 what = "is missing" if value is None else f"is {type(value).__name__}"
                 raise ValueError(f"{path}:{number}: {field} {what}, expected a string")
-        if doc_id.split() != [doc_id]:
-            raise ValueError(f"{path}:{number}: _id {doc_id!r} is empty or holds white space")
+        check_id(doc_id, f"{path}:{number}: _id")
         if doc_id in passages:
             raise ValueError(f"{path}:{number}: _id {doc_id} comes twice")
+        if SURROGATE.search(f"{title} {text}"):
+            halves.append(f"{path}:{number}")
+            title, text = (SURROGATE.sub("\ufffd", field) for field in (title, text))
         passages[doc_id] = Passage(doc_id, title, text)
+    if halves:
+        message = f"{len(halves)} documents held half a character (a lone surrogate), now \ufffd"
+        warnings.warn(f"{message}; first {halves[0]}", stacklevel=2)
     return list(passages.values())

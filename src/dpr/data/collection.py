@@ -2,12 +2,12 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from dpr.data.text import join_title_text, stable_hash
-from dpr.data.trec import Qrels
+from dpr.data.text import join_title_text, normalise, stable_hash
+from dpr.data.trec import Qrels, check_id, text_id, with_text_ids
 
 DEV_SHARE = 5  # without dev judgements, one train query in this many becomes a dev query
 
@@ -29,6 +29,8 @@ class Passage(NamedTuple):
 class Collection:
     """Passages with the queries and judgements of one split; those of other splits are kept as well.
 
+    Ids that are whole numbers become text, and a title that is None becomes empty.
+
     Args:
         name: The collection's name.
         passages: All N documents, each with a unique `doc_id`.
@@ -38,20 +40,28 @@ class Collection:
         scope: Which part of the corpus is searched: "full corpus" or the size of a sample.
         expansion: How generated queries were appended to the passages (see `expand`); None if they
             were not.
+        unexpanded: The collection before that; None if nothing was appended.
 
     Raises:
-        ValueError: A doc_id comes twice, the split does not exist, or a judged query has no text.
+        ValueError: A doc_id comes twice, is empty or holds white space; something is no `Passage`, or its
+            text is no string; the split does not exist; or a judged query has no text.
     """
 
     name: str
-    passages: Sequence[Passage]
-    all_queries: dict[str, str]
-    all_qrels: dict[str, Qrels]
+    passages: Sequence[Passage] = field(repr=False)
+    all_queries: dict[str, str] = field(repr=False)
+    all_qrels: dict[str, Qrels] = field(repr=False)
     split: str = "test"
     scope: str = "full corpus"
     expansion: Mapping[str, Any] | None = None
+    unexpanded: "Collection | None" = field(default=None, repr=False)
 
     def __post_init__(self):
+        passages = [_checked(p, f"{self.name}: passage {i}") for i, p in enumerate(self.passages)]
+        object.__setattr__(self, "passages", passages)
+        object.__setattr__(self, "all_queries", {text_id(q): text for q, text in self.all_queries.items()})
+        all_qrels = {split: with_text_ids(qrels) for split, qrels in self.all_qrels.items()}
+        object.__setattr__(self, "all_qrels", all_qrels)
         if self.split not in self.all_qrels:
             raise ValueError(f"{self.name} has no split {self.split!r}, only {sorted(self.all_qrels)}")
         if len(self.by_id) != len(self.passages):
@@ -79,6 +89,24 @@ class Collection:
         """doc_id → passage."""
         return {passage.doc_id: passage for passage in self.passages}
 
+    @cached_property
+    def own_documents(self) -> frozenset[str]:
+        """Ids of this split's queries that are documents themselves, which their search leaves out."""
+        return frozenset(q for q, text in self.queries.items() if self.holds(q, text))
+
+    def holds(self, query_id: str, text: str) -> bool:
+        """Whether a query is itself a document: one with its id and, but for case and white space, its text.
+
+        A document that is judged relevant to itself does not count. Equal ids alone say nothing, as
+        many collections number queries and documents alike.
+
+        Source: BEIR's evaluation of ArguAna and Quora (`ignore_identical_ids`), which compares ids alone.
+        """
+        passage = (self.unexpanded or self).by_id.get(query_id)
+        if passage is None or normalise(text) not in map(normalise, (passage.text, passage.contents)):
+            return False
+        return all(qrels.get(query_id, {}).get(query_id, 0) <= 0 for qrels in self.all_qrels.values())
+
     @property
     def doc_ids(self) -> list[str]:
         """The N document ids, in the order of `passages`."""
@@ -86,8 +114,19 @@ class Collection:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of SHA-256 over the ids, titles and texts of all passages, in order."""
-        return _digest(field for passage in self.passages for field in passage)
+        """16 hex digits of SHA-256 over the ids, titles and texts of all passages, in order.
+
+        Raises:
+            ValueError: A document holds half a character (a lone surrogate), which no UTF-8 has.
+        """
+        try:
+            return _digest(field for passage in self.passages for field in passage)
+        except UnicodeEncodeError as error:
+            doc_id = next(p.doc_id for p in self.passages if error.object in p)
+            raise ValueError(
+                f"{self.name}: document {doc_id} holds half a character (a lone surrogate, "
+                f"{error.object[error.start]!a}); replace it"
+            ) from None
 
     @cached_property
     def queries_fingerprint(self) -> str:
@@ -140,7 +179,23 @@ class Collection:
             self.split,
             f"{len(passages):,} of {len(self.passages):,} passages",
             self.expansion,
+            self.unexpanded,
         )
+
+
+def _checked(passage: Passage, where: str) -> Passage:
+    """A passage with its id as text and without a missing title, or a ValueError that begins with `where`."""
+    if not isinstance(passage, Passage):
+        raise ValueError(f"{where} is {passage!r:.80}, expected Passage(doc_id, title, text)")
+    doc_id, title, text = passage
+    if type(doc_id) is type(title) is type(text) is str and doc_id.split() == [doc_id]:
+        return passage
+    doc_id = text_id(doc_id)
+    check_id(doc_id, f"{where}: doc_id")
+    title = "" if title is None else title
+    if not isinstance(title, str) or not isinstance(text, str):
+        raise ValueError(f"{where} ({doc_id}): title {title!r:.40} and text {text!r:.40} must be strings")
+    return Passage(doc_id, title, text)
 
 
 def hold_out_dev(train: Qrels) -> tuple[Qrels, Qrels]:
@@ -168,5 +223,5 @@ def _digest(fields: Iterable[str]) -> str:
     """16 hex digits of SHA-256 over fields, each followed by a byte that never occurs in UTF-8."""
     digest = hashlib.sha256()
     for field in fields:
-        digest.update(field.encode("utf-8", "surrogatepass") + b"\xff")
+        digest.update(field.encode("utf-8") + b"\xff")
     return digest.hexdigest()[:16]

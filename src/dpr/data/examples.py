@@ -79,7 +79,7 @@ def gather_examples(
         One example for each query that has a positive, the passages that the rows name, and a record
         of the changes. Negatives with the text of a positive of the same query are left out.
     """
-    keys = {doc_id: normalise(passages[doc_id]) for _, _, doc_id, _ in rows}
+    keys = {doc_id: normalise(passages[doc_id]) for _, _, doc_id, _ in rows}  # all are mended already
     queries: dict[str, Example] = {}
     judged: dict[str, dict[str, int]] = {}
     sources: dict[str, set[str]] = {}

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from dpr.data.collection import Collection, Passage
 from dpr.data.examples import Example, Mender, Preparation, gather_examples
-from dpr.data.text import normalise, query_key, stable_hash
+from dpr.data.text import normalise, text_key, stable_hash
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +31,9 @@ class TrainingData:
     """
 
     name: str
-    examples: Sequence[Example]
-    passages: Mapping[str, str]
-    preparation: Preparation = field(default_factory=Preparation)
+    examples: Sequence[Example] = field(repr=False)
+    passages: Mapping[str, str] = field(repr=False)
+    preparation: Preparation = field(default_factory=Preparation, repr=False)
 
     def __post_init__(self):
         if not self.examples:
@@ -86,8 +86,8 @@ class TrainingData:
 
     @cached_property
     def text_keys(self) -> dict[str, str]:
-        """doc_id → hash of the passage's text, equal for texts that differ only in case and white space."""
-        return {doc_id: stable_hash(normalise(text)) for doc_id, text in self.passages.items()}
+        """doc_id → hash of the passage's `text_key`, by which passages are compared."""
+        return {doc_id: stable_hash(text_key(text)) for doc_id, text in self.passages.items()}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -100,7 +100,7 @@ class TrainingData:
         return digest.hexdigest()[:16]
 
     def without_queries(self, *collections: Collection) -> "TrainingData":
-        """Leave out queries that, compared by `query_key`, are also queries of one of the collections.
+        """Leave out queries that, compared by `text_key`, are also queries of one of the collections.
 
         Args:
             *collections: Collections, each with the split that is used for evaluation.
@@ -111,10 +111,10 @@ class TrainingData:
         Raises:
             ValueError: Nothing is left.
         """
-        asked = {query_key(text) for collection in collections for text in collection.queries.values()}
-        dropped = tuple(e.query for e in self.examples if query_key(e.query) in asked)
+        asked = {text_key(text) for collection in collections for text in collection.queries.values()}
+        dropped = tuple(e.query for e in self.examples if text_key(e.query) in asked)
         known = replace(self.preparation, dropped_queries=self.preparation.dropped_queries + dropped)
-        kept = [e for e in self.examples if query_key(e.query) not in asked]
+        kept = [e for e in self.examples if text_key(e.query) not in asked]
         return replace(self, examples=kept, preparation=known)
 
     def split(self, share: float, seed: int) -> tuple["TrainingData", "TrainingData"]:
@@ -219,9 +219,9 @@ def merge(name: str, *parts: TrainingData) -> TrainingData:
     for number, part in enumerate(parts):
         passages |= {f"{number}-{doc_id}": text for doc_id, text in part.passages.items()}
         for e in part.examples:
-            first = examples.get(query_key(e.query), Example(f"{number}-{e.query_id}", e.query, {}))
+            first = examples.get(text_key(e.query), Example(f"{number}-{e.query_id}", e.query, {}))
             positives = {**first.positives, **{f"{number}-{d}": g for d, g in e.positives.items()}}
             negatives = (*first.negatives, *(f"{number}-{d}" for d in e.negatives))
             ordered = dict(sorted(positives.items(), key=lambda item: -item[1]))
-            examples[query_key(e.query)] = replace(first, positives=ordered, negatives=negatives)
+            examples[text_key(e.query)] = replace(first, positives=ordered, negatives=negatives)
     return TrainingData(name, list(examples.values()), passages)

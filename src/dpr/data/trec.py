@@ -8,17 +8,21 @@ Source: https://github.com/usnistgov/trec_eval (form_res_rels.c, get_trec_result
 """
 
 import math
+import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dpr.data.text import SURROGATE
 from dpr.files import read_jsonl, read_lines, write_text
 
 Qrels = dict[str, dict[str, int]]
+NUMBERS = (float, int, np.floating, np.integer)
+LARGEST = float(np.finfo(np.float32).max)
 BEIR_HEADER = ["query-id", "corpus-id", "score"]
 
 
@@ -26,17 +30,37 @@ class Run(dict[str, dict[str, float]]):
     """A ranking for each query: `run[query_id][doc_id]` is a score, larger is better.
 
     Args:
-        hits: query_id → doc_id → score, in any order.
+        hits: query_id → doc_id → score, in any order; ids that are whole numbers become text.
         tag: The system's name, the sixth column of a run file.
+
+    Raises:
+        ValueError: An id is neither text nor a whole number, or a score is not a finite number in
+            single precision; the message names query and document.
     """
 
     def __init__(self, hits: Mapping[str, Mapping[str, float]], tag: str = "dpr"):
-        super().__init__(with_text_ids(hits))
+        super().__init__(checked_hits(hits))
         self.tag = tag
 
+    def __repr__(self) -> str:
+        return f"<Run {self.tag}: {len(self):,} queries, {sum(map(len, self.values())):,} hits>"
+
     def truncated(self, depth: int) -> "Run":
-        """Keep the best `depth` hits of each query."""
+        """Keep the best `depth` hits of each query, in trec_eval's order."""
         return Run({q: dict(ordered_hits(scores)[:depth]) for q, scores in self.items()}, self.tag)
+
+
+def without_own_documents(run: Run, query_ids: Collection[str], depth: int) -> Run:
+    """Leave out the document that a query is itself, which has the query's id, then cut to a depth.
+
+    Args:
+        run: A run that was searched one hit deeper than `depth`.
+        query_ids: Ids of the queries that are documents, such as `Collection.own_documents`.
+        depth: Most hits per query to keep.
+    """
+    own = set(query_ids)
+    hits = {q: {d: s for d, s in found.items() if d != q or q not in own} for q, found in run.items()}
+    return Run(hits, run.tag).truncated(depth)
 
 
 def ordered_hits(scores: Mapping[str, float]) -> list[tuple[str, float]]:
@@ -69,6 +93,7 @@ def write_run(path: Path | str, run: Mapping[str, Mapping[str, float]], tag: str
     """
     tag = tag or getattr(run, "tag", "dpr")
     check_id(tag, f"{path}: tag")
+    run = with_text_ids(run)
     lines = []
     for query_id, scores in run.items():
         check_id(query_id, f"{path}: query_id")
@@ -221,18 +246,73 @@ def text_id(value: str | int) -> str:
 
 
 def with_text_ids(nested: Mapping[Any, Mapping[Any, Any]]) -> dict[str, dict[str, Any]]:
-    """Copy a run or judgements, query_id → doc_id → value, with `text_id` of every id."""
+    """Copy a run or judgements, query_id → doc_id → value, with `text_id` of every id.
+
+    Raises:
+        ValueError: It is not such a mapping of mappings, or an id is neither text nor a whole number.
+    """
+    if not isinstance(nested, Mapping) or not all(isinstance(docs, Mapping) for docs in nested.values()):
+        raise ValueError(f"expected query_id → doc_id → value, got {nested!r:.80}")
     return {text_id(q): {text_id(d): value for d, value in docs.items()} for q, docs in nested.items()}
+
+
+def checked_qrels(qrels: Mapping[Any, Mapping[Any, Any]]) -> Qrels:
+    """Copy judgements, with `text_id` of every id.
+
+    Raises:
+        ValueError: A grade is not a whole number; the message names query and document.
+    """
+    qrels = with_text_ids(qrels)
+    for query_id, grades in qrels.items():
+        for doc_id, grade in grades.items():
+            if not isinstance(grade, NUMBERS) or grade != grade // 1:
+                raise ValueError(f"query {query_id}, document {doc_id}: grade {grade!r} is no whole number")
+    return qrels
+
+
+def checked_hits(hits: Mapping[Any, Mapping[Any, Any]]) -> dict[str, dict[str, float]]:
+    """Copy a run, with `text_id` of every id.
+
+    Raises:
+        ValueError: A score is not a finite number in single precision, so that the order of hits would
+            depend on chance; the message names query and document.
+    """
+    hits = with_text_ids(hits)
+    for query_id, scores in hits.items():
+        for doc_id, score in scores.items():
+            if not (isinstance(score, NUMBERS) and -LARGEST <= score <= LARGEST):
+                raise ValueError(
+                    f"query {query_id}, document {doc_id}: score {score!r} is not a finite number in single "
+                    f"precision"
+                )
+    return hits
+
+
+def checked_queries(queries: Mapping[Any, str]) -> dict[str, str]:
+    """Copy queries, query_id → text, with `text_id` of every id.
+
+    Raises:
+        ValueError: It is no mapping, or a text is no string or holds half a character.
+    """
+    if not isinstance(queries, Mapping):
+        raise ValueError(f"queries must be query_id → text, got {type(queries).__name__}")
+    for query_id, text in queries.items():
+        if not isinstance(text, str) or SURROGATE.search(text):
+            raise ValueError(f"query {query_id} is {text!a:.80}, expected a text of whole characters")
+    return {text_id(query_id): text for query_id, text in queries.items()}
 
 
 def check_id(value: str, where: str) -> None:
     """Check that a value can be written as a column of a run file.
 
     Raises:
-        ValueError: Not a string, empty, or with white space; the message begins with `where`.
+        ValueError: Not a string, empty, or with white space or half a character; the message begins
+            with `where`.
     """
-    if not isinstance(value, str) or not value or value.split() != [value]:
+    if not isinstance(value, str) or value.split() != [value]:
         raise ValueError(f"{where} {value!r} must be a string without white space")
+    if SURROGATE.search(value):
+        raise ValueError(f"{where} {value!a} holds half a character (a lone surrogate)")
 
 
 def read_topics(path: Path | str, field: str = "question") -> dict[str, str]:
@@ -252,6 +332,7 @@ def read_topics(path: Path | str, field: str = "question") -> dict[str, str]:
     path = Path(path)
     ending = Path(path.name.removesuffix(".gz")).suffix
     topics: dict[str, str] = {}
+    halves: list[str] = []
     for where, query_id, text in _topic_records(path, ending, field):
         if not isinstance(query_id, str) or not query_id:
             raise ValueError(f"{where}: the query id is missing or no string")
@@ -260,9 +341,14 @@ def read_topics(path: Path | str, field: str = "question") -> dict[str, str]:
             raise ValueError(f"{where}: query {query_id} has no text")
         if query_id in topics:
             raise ValueError(f"{where}: query {query_id} comes twice")
-        topics[query_id] = text.strip()
+        if SURROGATE.search(text):
+            halves.append(where)
+        topics[query_id] = SURROGATE.sub("\ufffd", text.strip())
     if not topics:
         raise ValueError(f"{path}: no query in it")
+    if halves:
+        message = f"{len(halves)} queries held half a character (a lone surrogate), now \ufffd"
+        warnings.warn(f"{message}; first {halves[0]}", stacklevel=2)
     return topics
 
 

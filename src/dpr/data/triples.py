@@ -1,5 +1,6 @@
 """Training data from .tsv files of (query, positive) pairs or (query, positive, negatives) rows."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from dpr.data.examples import Mender, gather_examples
 from dpr.data.text import normalise, stable_hash
 from dpr.data.training_data import TrainingData
 from dpr.files import read_lines
+
+ID = re.compile(r"[\w.:/-]*\d[\w.:/-]*", re.ASCII)
 
 
 def read_training_tsv(path: Path | str, name: str = "", max_bad_lines: int = 0) -> TrainingData:
@@ -22,9 +25,11 @@ def read_training_tsv(path: Path | str, name: str = "", max_bad_lines: int = 0) 
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: More than `max_bad_lines` lines are bad; the message names file, line and reason.
+        ValueError: More than `max_bad_lines` lines are bad (the message names file, line and reason), or
+            all fields are ids instead of texts, as in MS MARCO's `qidpidtriples`.
     """
     rows: list[tuple[str, str, str, int]] = []
+    only_ids = True
     passages: dict[str, str] = {}
     bad: list[str] = []
     columns, mended = 0, Mender()
@@ -40,10 +45,16 @@ def read_training_tsv(path: Path | str, name: str = "", max_bad_lines: int = 0) 
                 )
             continue
         query, *texts = fields
+        only_ids = only_ids and all(map(ID.fullmatch, fields))
         for position, text in enumerate(texts):
             doc_id = f"p{stable_hash(text)[:16]}"
             passages[doc_id] = text
             rows.append((f"q{number}", query, doc_id, int(position == 0)))
+    if rows and only_ids:
+        raise ValueError(
+            f"{path}: its columns are ids such as {rows[0][1]}, not texts; join them with the texts of queries "
+            f"and passages first"
+        )
     name = name or Path(path).name.removesuffix(".gz").removesuffix(".tsv")
     return TrainingData(name, *gather_examples(rows, passages, mended, tuple(bad)))
 

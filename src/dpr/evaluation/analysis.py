@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dpr.data.collection import Collection
+from dpr.data.text import first_words, segments
 from dpr.data.trec import ordered_hits
 from dpr.evaluation.metrics import evaluate
 
@@ -58,7 +59,7 @@ def query_differences(
         relevant = {d: grade for d, grade in collection.qrels[query_id].items() if grade > 0}
         best = max(relevant, key=lambda doc_id: (relevant[doc_id], doc_id), default="")
         passage = collection.by_id.get(best)
-        shown = "–" if passage is None else passage.title or " ".join(passage.text.split()[:12]) + " …"
+        shown = "–" if passage is None else passage.title or first_words(passage.text, 12)
         mine, theirs = values[0][query_id], values[1][query_id]
         ranks = [_rank(run.get(query_id, {}), best) for run in (first, second)]
         rows.append(QueryDifference(query_id, text, mine - theirs, mine, theirs, shown, *ranks))
@@ -76,14 +77,14 @@ def length_by_rank(
         depth: How many ranks to look at.
 
     Returns:
-        Three median numbers of words: of the hits at each rank, float [depth], NaN at ranks where no
+        Three median numbers of words (`segments`): of the hits at each rank, float [depth], NaN at ranks where no
         query has a hit; of the collection's documents; and of its relevant documents, counted once
         per judgement.
 
     Raises:
         ValueError: No query of the run has a hit, or a hit is not in the collection.
     """
-    words = {p.doc_id: len(p.contents.split()) for p in collection.passages}
+    words = {p.doc_id: len(segments(p.contents)) for p in collection.passages}
     lengths = np.full((len(run), depth), np.nan)
     for row, scores in enumerate(run.values()):
         docs = [d for d, _ in ordered_hits(scores)[:depth]]

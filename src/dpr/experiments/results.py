@@ -56,6 +56,9 @@ def save_result(
 ) -> Result:
     """Write `<tag>.trec.gz` (the best 100 hits), `<tag>.json` and `<tag>.csv` (per-query metrics).
 
+    `queries_as_documents` in the .json says how many queries are documents themselves, and how many of
+    these have themselves as a hit: 0 unless the search was told not to leave them out.
+
     Args:
         folder: `runs/<collection>`; made if it is missing.
         run: The run at its full depth; its tag names the system.
@@ -71,7 +74,7 @@ def save_result(
     Raises:
         ValueError: An error of `write_run` or `evaluate`.
     """
-    evaluation = evaluate(collection.qrels, run, METRICS)
+    evaluation, own = evaluate(collection.qrels, run, METRICS), collection.own_documents
     metadata = {
         "system": run.tag,
         "collection": collection.name,
@@ -83,6 +86,7 @@ def save_result(
         "metrics": {metric: round(mean, 6) for metric, mean in evaluation.means.items()},
         "num_queries": evaluation.num_queries,
         "num_missing": evaluation.num_missing,
+        "queries_as_documents": {"all": len(own), "in_run": sum(q in run.get(q, ()) for q in own)},
         "seed": seed,
         "ablation": ablation,
         "notebook": notebook,

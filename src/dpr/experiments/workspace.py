@@ -174,7 +174,8 @@ class Workspace:
         )
         start = time.perf_counter()
         query_emb = encoder.encode_queries(list(collection.queries.values()))
-        run = index.search_run(list(collection.queries), query_emb, self.profile.depth, tag)
+        query_ids, depth = list(collection.queries), self.profile.depth
+        run = index.search_run(query_ids, query_emb, depth, tag, collection.own_documents)
         wall_s = time.perf_counter() - start
         about = {**asdict(config), "overflow": overflow, "model": encoder.fingerprint, "search": index.kind}
         if trained_on:

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dpr.data.collection import Collection, Passage
-from dpr.data.text import normalise
+from dpr.data.text import UNSPACED, normalise
 from dpr.models.bi_encoder import BiEncoder
 
-WORD = re.compile(r"[^\W_]+")
+WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation.
+    """The words of a text in lower case, without punctuation; scripts without spaces by character.
 
     >>> words("Vitamin-D, B12?")
     ['vitamin', 'd', 'b12']
@@ -166,7 +166,7 @@ def expand(
         "num_queries": num_queries,
         "original": original,
     }
-    return replace(collection, passages=passages, expansion=made_of)
+    return replace(collection, passages=passages, expansion=made_of, unexpanded=collection)
 
 
 @dataclass(frozen=True)

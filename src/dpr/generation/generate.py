@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dpr.data.collection import Collection
+from dpr.data.text import segments
 from dpr.files import ShardFolder, read_jsonl, write_text
 from dpr.generation.decoding import Decoding
 from dpr.generation.generator import QueryGenerator
@@ -55,7 +56,8 @@ def generate_queries(
         seed: Seed of sampling; each shard has its own random state.
         overflow: How to treat passages longer than the generator reads: `truncate` cuts them, `max_chunk`
             splits them and writes `num_queries` queries for each chunk.
-        min_words: Passages whose text, without the title, has fewer words are skipped.
+        min_words: Passages whose text, without the title, has fewer words are skipped; in scripts
+            without spaces between words, each character counts as one.
         shard_size: Passages in a shard; an interruption loses at most one shard.
 
     Raises:
@@ -65,7 +67,7 @@ def generate_queries(
     folder = Path(folder)
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")
-    passages = [p for p in collection.passages if len(p.text.split()) >= min_words]
+    passages = [p for p in collection.passages if len(segments(p.text)) >= min_words]
     if not passages:
         raise ValueError(f"{collection.name}: no passage has {min_words} words (min_words)")
     manifest = {

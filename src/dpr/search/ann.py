@@ -118,7 +118,10 @@ def ann_report(
         )
     exact, build_s = _built("exact", passage_emb, doc_ids, similarity, {})
     best = exact.search(query_emb, depth)[0]
-    baseline = evaluate(collection.qrels, exact.search_run(query_ids, query_emb, depth, "exact"), [METRIC])
+    how = (query_ids, query_emb, depth)
+    baseline = evaluate(
+        collection.qrels, exact.search_run(*how, "exact", collection.own_documents), [METRIC]
+    )
     results, index, built = [], exact, ("exact", {})
     for kind, settings in [("exact", {}), *(grid or default_grid(*passage_emb.shape))]:
         steering = {name: value for name, value in settings.items() if name in SEARCH_SETTINGS}
@@ -128,7 +131,7 @@ def ann_report(
             built = (kind, lasting)
         index.with_search(**{**_steering_defaults(kind), **steering})
         found = index.search(query_emb, depth)[1]
-        run = index.search_run(query_ids, query_emb, depth, "approximate")
+        run = index.search_run(*how, "approximate", collection.own_documents)
         ndcg = evaluate(collection.qrels, run, [METRIC]).means[METRIC]
         times = [
             (_seconds(exact, query_emb, depth), _seconds(index, query_emb, depth)) for _ in range(rounds)

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dpr.data.collection import Collection
-from dpr.data.trec import Run, ordered_hits
+from dpr.data.trec import Run, checked_queries, ordered_hits, without_own_documents
 from dpr.evaluation.metrics import evaluate, split_metric
 from dpr.files import atomic_folder, write_text
 from dpr.search.java import start_jvm
@@ -21,6 +21,7 @@ K1_GRID = (0.6, 0.9, 1.2, 1.6, 2.0)
 B_GRID = (0.2, 0.4, 0.6, 0.75, 0.9)
 MANIFEST = "dpr-index.json"
 BATCH = 10_000
+MOST_WORDS = 2**20  # different words in a query
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,20 @@ class BM25:
 
     Attributes:
         folder: Folder of the index.
-        fingerprint: Fingerprint of the indexed collection.
+        collection: The indexed collection.
         num_documents: Number of documents in the Lucene index.
         num_bytes: Size of the Lucene index on disk.
         reused: Whether `build` opened an existing index instead of making one.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, reused: bool):
+    def __init__(self, folder: Path, collection: Collection, reused: bool):
         start_jvm()
+        from jnius import autoclass
         from pyserini.search.lucene import LuceneSearcher
 
-        self.folder, self.fingerprint, self.reused = folder, fingerprint, reused
+        # Lucene gives up on a query of more than 1,024 words, and pyserini then on all queries
+        autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(MOST_WORDS)
+        self.folder, self.collection, self.reused = folder, collection, reused
         self._searcher = LuceneSearcher(str(folder / "lucene"))
         self.num_documents = self._searcher.num_docs
         self.num_bytes: int = sum(path.stat().st_size for path in (folder / "lucene").iterdir())
@@ -94,7 +98,7 @@ class BM25:
             with atomic_folder(folder, MANIFEST) as fresh:
                 _index(documents, fresh / "lucene")
                 write_text(fresh / MANIFEST, json.dumps(made_by))
-        index = cls(folder, collection.fingerprint, reused)
+        index = cls(folder, collection, reused)
         if index.num_documents != len(documents):
             raise RuntimeError(
                 f"{folder}: Lucene holds {index.num_documents:,} documents, the collection has "
@@ -102,7 +106,14 @@ class BM25:
             )
         return index
 
-    def search(self, queries: Mapping[str, str], depth: int = 1000, k1: float = K1, b: float = B) -> Run:
+    def search(
+        self,
+        queries: Mapping[str, str],
+        depth: int = 1000,
+        k1: float = K1,
+        b: float = B,
+        leave_out_own: bool = True,
+    ) -> Run:
         """Rank documents for each query.
 
         Args:
@@ -110,23 +121,28 @@ class BM25:
             depth: Most hits per query; there are fewer if fewer documents share a term with the query.
             k1: Term-frequency saturation, 0 or more.
             b: Length normalisation, from 0 to 1.
+            leave_out_own: Whether a query that is itself a document (`Collection.holds`) does not get
+                that document as a hit.
 
         Returns:
             A run tagged `bm25` that includes every query, with hits in trec_eval's order.
 
         Raises:
-            ValueError: depth below 1, k1 below 0, or b outside 0 to 1.
+            ValueError: No mapping of texts; depth below 1, k1 below 0, or b outside 0 to 1.
 
         Source: Robertson and Zaragoza 2009, equation 3.15, as Lucene's BM25Similarity computes it.
         """
         if depth < 1 or not 0 <= k1 < math.inf or not 0 <= b <= 1:
             raise ValueError(f"depth ≥ 1, k1 ≥ 0 and 0 ≤ b ≤ 1 are needed, got {depth}, {k1}, {b}")
+        queries = checked_queries(queries)
+        own = [q for q, text in queries.items() if leave_out_own and self.collection.holds(q, text)]
         self._searcher.set_bm25(k1, b)
         found = self._searcher.batch_search(
-            list(queries.values()), list(queries), k=depth, threads=os.cpu_count() or 1
+            list(queries.values()), list(queries), k=depth + bool(own), threads=os.cpu_count() or 1
         )
         hits = {q: {hit.docid: float(hit.score) for hit in found.get(q) or ()} for q in queries}
-        return Run({q: dict(ordered_hits(scores)) for q, scores in hits.items()}, "bm25")
+        run = Run({q: dict(ordered_hits(scores)) for q, scores in hits.items()}, "bm25")
+        return without_own_documents(run, own, depth) if own else run
 
     def tune(
         self,
@@ -148,12 +164,13 @@ class BM25:
         """
         if dev.split == "test":
             raise ValueError("k1 and b are tuned on dev or train queries, never on test: load split='dev'")
-        if dev.fingerprint != self.fingerprint:
-            raise ValueError(f"the index holds passages {self.fingerprint}, {dev.name} has {dev.fingerprint}")
+        indexed = self.collection.fingerprint
+        if dev.fingerprint != indexed:
+            raise ValueError(f"the index holds passages {indexed}, {dev.name} has {dev.fingerprint}")
         grid = {}
         pairs = [(k1, b) for k1 in k1_grid for b in b_grid]
         for k1, b in tqdm(pairs, desc=f"BM25 on {len(dev.queries)} {dev.split} queries", unit="setting"):
-            run = self.search(dev.queries, depth=split_metric(metric)[1], k1=k1, b=b)
+            run = self.search(dev.queries, split_metric(metric)[1] or 1000, k1, b)
             grid[k1, b] = evaluate(dev.qrels, run, [metric]).means[metric]
         k1, b = max(grid, key=grid.__getitem__)
         return Tuning(grid, metric, k1, b, dev.split, len(dev.queries))

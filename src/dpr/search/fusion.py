@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from dpr.data.trec import Run, ordered_hits
+from dpr.data.trec import Run, checked_hits, ordered_hits
 
 
 def fuse(runs: Sequence[Mapping[str, Mapping[str, float]]], tag: str, k: int = 60) -> Run:
@@ -18,12 +18,15 @@ def fuse(runs: Sequence[Mapping[str, Mapping[str, float]]], tag: str, k: int = 6
         The merged run, in trec_eval's order; a query missing from one run keeps the hits of the others.
 
     Raises:
-        ValueError: Fewer than two runs.
+        ValueError: Fewer than two runs, k not above 0, or a score that is not a finite number.
 
     Source: Cormack, Clarke and Büttcher 2009.
     """
-    if len(runs) < 2:
-        raise ValueError(f"fusion needs at least two runs, got {len(runs)}")
+    if isinstance(runs, Mapping) or len(runs) < 2:
+        raise ValueError(f"fusion needs a list of at least two runs, got {runs!r:.80}")
+    if not k > 0:
+        raise ValueError(f"k must be above 0, got {k}")
+    runs = [checked_hits(run) for run in runs]
     merged = Run({}, tag)
     for query_id in dict.fromkeys(query_id for run in runs for query_id in run):
         scores: Counter[str] = Counter()

@@ -1,12 +1,13 @@
 """Searching vectors: every index states its similarity, and a larger score is always better."""
 
 import json
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 import numpy as np
 
-from dpr.data.trec import Run, check_id, ordered_hits, text_id
+from dpr.data.trec import Run, check_id, ordered_hits, text_id, without_own_documents
 from dpr.files import atomic_folder, read_lines, write_text
 from dpr.models.checkpoint import SIMILARITIES
 from dpr.search.engines import (
@@ -81,18 +82,45 @@ class Index:
         scores, positions = self._engine.search(queries, kept)
         return scores.astype(np.float32, copy=False), positions
 
-    def search_run(self, query_ids: Sequence[str], query_emb: np.ndarray, depth: int, tag: str) -> Run:
-        """Search, and return a run tagged `tag` of each query's `depth` best documents, in trec_eval's order.
+    def search_run(
+        self,
+        query_ids: Sequence[str],
+        query_emb: np.ndarray,
+        depth: int,
+        tag: str,
+        own_documents: Set[str] | None = None,
+    ) -> Run:
+        """Search, and return a run of each query's best documents, in trec_eval's order.
 
         A document with several chunks has the score of its best chunk.
 
+        Args:
+            query_ids: Q different ids.
+            query_emb: float [Q, D].
+            depth: Most documents per query.
+            tag: The run's tag.
+            own_documents: Ids of queries that are documents themselves and do not get the document with
+                their id as a hit: `Collection.own_documents`. `frozenset()` leaves out nothing. With
+                None nothing is left out either, but queries with a document's id give a warning.
+
         Raises:
-            ValueError: The numbers of ids and vectors differ; see also `search`.
+            ValueError: The numbers of ids and vectors differ, or an id comes twice; see also `search`.
         """
-        if len(query_ids) != len(query_emb):
-            raise ValueError(f"{len(query_ids)} query ids for {len(query_emb)} vectors")
-        found = self._documents(query_emb, depth)
-        return Run({q: dict(ordered_hits(hits)) for q, hits in zip(query_ids, found, strict=True)}, tag)
+        query_ids = [text_id(query_id) for query_id in query_ids]
+        if len(query_ids) != len(query_emb) or len(set(query_ids)) != len(query_ids):
+            different = len(set(query_ids))
+            raise ValueError(f"{len(query_ids)} query ids, {different} different, for {len(query_emb)} vectors")
+        own = frozenset(own_documents or ()) & set(query_ids)
+        shared = set(query_ids).intersection(self.doc_ids) if own_documents is None else ()
+        if shared:
+            warnings.warn(
+                f"{len(shared)} queries have the id of a document, first {min(shared)!r}: if they are these "
+                "documents, pass own_documents=collection.own_documents, else own_documents=frozenset()",
+                stacklevel=2,
+            )
+        found = self._documents(query_emb, depth + bool(own))
+        run = Run({q: dict(ordered_hits(hits)) for q, hits in zip(query_ids, found, strict=True)}, tag)
+        return without_own_documents(run, own, depth) if own else run
 
     def _documents(self, query_emb: np.ndarray, depth: int) -> list[dict[str, float]]:
         """The `depth` best documents for each query; with chunks, searched deeper until there are enough."""

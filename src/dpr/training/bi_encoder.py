@@ -167,7 +167,7 @@ def search_validation(encoder: BiEncoder | TwoEncoders, validation: Collection) 
     passage_emb, _ = next(encoder.passage.encode_blocks([texts], "passages"))
     index = build_index("exact", passage_emb, validation.doc_ids, encoder.config.similarity)
     query_emb, _ = next(encoder.query.encode_blocks([list(validation.queries.values())], "queries"))
-    run = index.search_run(list(validation.queries), query_emb, 100, "validation")
+    run = index.search_run(list(validation.queries), query_emb, 100, "validation", validation.own_documents)
     return evaluate(validation.qrels, run, VALIDATION_METRICS).means
 
 

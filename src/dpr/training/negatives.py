@@ -2,14 +2,15 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from dpr.data.text import normalise, stable_hash
+from dpr.data.text import normalise, segments, stable_hash, text_key
 from dpr.data.training_data import TrainingData
-from dpr.data.trec import Qrels, ordered_hits
+from dpr.data.trec import Qrels, checked_hits, ordered_hits
 
 SAMPLING = ("top", "random")
 SHINGLE = 3  # words in a sequence; near-duplicate passages share many of their sequences
@@ -21,13 +22,14 @@ class Mined:
 
     Attributes:
         negatives: query_id → doc_ids, hardest first; queries without negatives are missing.
-        left_out: Reason (`positive`, `margin`, `cross-encoder`) → number of candidates left out for it.
+        left_out: Reason (`positive`, `query`, `empty`, `margin`, `cross-encoder`) → number of candidates
+            left out for it.
         short: query_ids of the queries with fewer negatives than asked for.
     """
 
-    negatives: dict[str, tuple[str, ...]]
+    negatives: dict[str, tuple[str, ...]] = field(repr=False)
     left_out: dict[str, int]
-    short: list[str]
+    short: list[str] = field(repr=False)
 
 
 def mine_negatives(
@@ -45,7 +47,8 @@ def mine_negatives(
 ) -> Mined:
     """Take the negatives of each training query from the hits of a search for it.
 
-    The positives of a query are left out, and so are passages with the same text as one of them.
+    The positives of a query are left out, and so are passages with the same text as one of them (by
+    `text_key`), the query itself where it is a passage, by id or text, and passages without text.
 
     Args:
         data: Queries and positives; negatives that `data` already has are ignored.
@@ -63,7 +66,7 @@ def mine_negatives(
         max_cross_score: Take only passages that `cross_encoder` scores below this; needs `cross_encoder`.
 
     Raises:
-        ValueError: A number or name out of range; a hit without text; no query of the data in the run;
+        ValueError: A number or name out of range; a hit that `passages` lacks; no query of the data in the run;
             a best positive whose score is not above 0, so that a share of it means nothing.
 
     Source: Xiong et al. 2021, ANCE (negatives from the model); Moreira et al. 2024, NV-Retriever, section
@@ -78,22 +81,31 @@ def mine_negatives(
         raise ValueError(f"sampling must be one of {SAMPLING}, got {sampling!r}")
     if (cross_encoder is None) != (max_cross_score is None):
         raise ValueError("cross_encoder and max_cross_score go together")
+    run = checked_hits(run)
     if not any(example.query_id in run for example in data.examples):
         raise ValueError(f"the run's {len(run)} queries and those of {data.name} have none in common")
-    left_out: Counter = Counter({"positive": 0, "margin": 0, "cross-encoder": 0})
+    left_out: Counter = Counter({"positive": 0, "query": 0, "empty": 0, "margin": 0, "cross-encoder": 0})
+    key_of = cache(lambda doc_id: text_key(passages[doc_id]))
     negatives: dict[str, tuple[str, ...]] = {}
     for example in data.examples:
         hits = ordered_hits(run.get(example.query_id, {}))
-        unknown = [d for d, _ in hits[first - 1 : last] if not passages.get(d, "").strip()]
+        unknown = [d for d, _ in hits[first - 1 : last] if d not in passages]
         if unknown:
-            raise ValueError(f"query {example.query_id}: the run names {unknown[0]}, which has no text")
-        relevant = {normalise(data.passages[doc_id]) for doc_id in example.positives}
-        candidates = [
-            (doc_id, score)
-            for doc_id, score in hits[first - 1 : last]
-            if doc_id not in example.positives and normalise(passages[doc_id]) not in relevant
-        ]
-        left_out["positive"] += len(hits[first - 1 : last]) - len(candidates)
+            raise ValueError(
+                f"query {example.query_id}: the run names {unknown[0]}, which is not among the passages"
+            )
+        relevant = {text_key(data.passages[doc_id]) for doc_id in example.positives}
+        own, candidates = text_key(example.query), []
+        for doc_id, score in hits[first - 1 : last]:
+            key = key_of(doc_id)
+            if doc_id in example.positives or key in relevant:
+                left_out["positive"] += 1
+            elif doc_id == example.query_id or key == own:
+                left_out["query"] += 1
+            elif not key:
+                left_out["empty"] += 1
+            else:
+                candidates.append((doc_id, score))
         if max_share is not None:
             bound = _bound(example.query_id, [s for d, s in hits if d in example.positives], max_share)
             kept = [(doc_id, score) for doc_id, score in candidates if score < bound]
@@ -139,8 +151,8 @@ class NegativesAudit:
 
     num_negatives: int
     num_relevant: int
-    near_duplicates: list[tuple[str, str]]
-    samples: list[tuple[str, str, str]]
+    near_duplicates: list[tuple[str, str]] = field(repr=False)
+    samples: list[tuple[str, str, str]] = field(repr=False)
 
     @property
     def false_share(self) -> float:
@@ -200,8 +212,8 @@ def audit_negatives(
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:
-    """All sequences of three words in a text; a shorter text gives one sequence of all its words."""
-    words = normalise(text).split()
+    """All sequences of three `segments` of a text; a shorter text gives one sequence of all of them."""
+    words = segments(normalise(text))
     return {tuple(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))}
 
 

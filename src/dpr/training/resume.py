@@ -12,7 +12,7 @@ from typing import Any
 import safetensors.torch
 from transformers import TrainerCallback, TrainerState
 
-from dpr.data.text import query_key
+from dpr.data.text import text_key
 from dpr.data.training_data import TrainingData
 from dpr.files import atomic_folder, remove_temporary, write_text
 from dpr.provenance import git_commit, hardware
@@ -85,8 +85,8 @@ def check_training(
         if settings.eval_every or settings.patience:
             raise ValueError("eval_every and patience need validation, queries to evaluate on")
         return
-    asked = {query_key(text) for text in validation_queries}
-    both = [e.query for e in data.examples if query_key(e.query) in asked]
+    asked = {text_key(text) for text in validation_queries}
+    both = [e.query for e in data.examples if text_key(e.query) in asked]
     if both:
         raise ValueError(f"{len(both)} training queries are validation queries too, first {both[0]!r}")
 
