@@ -144,6 +144,22 @@ def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, record
 
 
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is damaged; the message names it.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged, not JSON ({error})") from None
+
+
 class ShardFolder:
     """A folder of numbered files (shards); work that was interrupted goes on with the missing ones.
 

@@ -222,6 +222,6 @@ def hold_out_dev(train: Qrels) -> tuple[Qrels, Qrels]:
 def _digest(fields: Iterable[str]) -> str:
     """16 hex digits of SHA-256 over fields, each followed by a byte that never occurs in UTF-8."""
     digest = hashlib.sha256()
-    for field in fields:
-        digest.update(field.encode("utf-8") + b"\xff")
+    for text in fields:
+        digest.update(text.encode("utf-8") + b"\xff")
     return digest.hexdigest()[:16]

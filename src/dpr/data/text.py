@@ -14,7 +14,9 @@ MENDING = ftfy.TextFixerConfig(
     normalization=None,
 )
 # Scripts written without spaces between words: Thai to Khmer, Japanese kana, Chinese characters
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
+)
 SEGMENT = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 SURROGATE = re.compile("[\ud800-\udfff]")
 

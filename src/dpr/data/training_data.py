@@ -12,7 +12,7 @@ from functools import cached_property
 
 from dpr.data.collection import Collection, Passage
 from dpr.data.examples import Example, Mender, Preparation, gather_examples
-from dpr.data.text import normalise, text_key, stable_hash
+from dpr.data.text import normalise, stable_hash, text_key
 
 
 @dataclass(frozen=True, eq=False)

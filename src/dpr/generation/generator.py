@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import (
+    AutoConfig,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     EncoderDecoderModel,
@@ -22,13 +23,21 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from dpr.files import atomic_folder, write_text
+from dpr.files import atomic_folder, read_json, write_text
 from dpr.generation.decoding import Decoding, sampling
 from dpr.generation.learnt_tokenizer import learn_tokenizer
-from dpr.models.batching import MIN_LENGTH, checked_texts, compute_blocks, pad_batch, tokenize
+from dpr.models.batching import MIN_LENGTH, checked_texts, compute_blocks, pad_batch, padding_id, tokenize
 from dpr.models.bi_encoder import PRECISIONS
-from dpr.models.checkpoint import find_checkpoint, quieten, weights_fingerprint
+from dpr.models.checkpoint import (
+    check_weights,
+    find_checkpoint,
+    max_tokens,
+    quieten,
+    refuse_custom_code,
+    weights_fingerprint,
+)
 
+WARM_STARTS = ("bert", "roberta", "xlm-roberta")  # architectures that can become an encoder-decoder
 SETTINGS = "query_generator.json"
 SMALL_T5 = {"d_model": 256, "d_kv": 32, "d_ff": 1024, "num_layers": 4, "num_heads": 8}
 CPU_BATCH, GPU_BATCH = 2_048, 131_072  # tokens in a batch: those read and at most those written
@@ -68,6 +77,9 @@ class QueryGenerator:
         name: The checkpoint's name.
         config: Its lengths and prompt.
         precision: The precision in which queries are written: a key of `PRECISIONS`.
+
+    Raises:
+        ValueError: An unknown precision, or passages longer than the model can read.
     """
 
     def __init__(self, model, tokenizer, name: str, config: GeneratorConfig, precision: str = "float32"):
@@ -76,6 +88,11 @@ class QueryGenerator:
         tokenizer.padding_side = "right"
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.config, self.precision = config, precision
+        longest = max_tokens(model.get_encoder())
+        if config.passage_max_length > longest:
+            raise ValueError(
+                f"{name} reads at most {longest} tokens, asked for passages of {config.passage_max_length}"
+            )
 
     @classmethod
     def from_pretrained(
@@ -92,14 +109,14 @@ class QueryGenerator:
                 `save` did not write needs both lengths.
 
         Raises:
-            ValueError: A setting is missing, unknown or out of range.
+            ValueError: A setting is missing, unknown or out of range; the checkpoint is code of its own, lacks
+                weights, or is no sequence-to-sequence model.
             FileNotFoundError: The folder does not exist.
         """
         quieten()
         path = find_checkpoint(name_or_folder)
-        saved = {}
-        if (Path(path) / SETTINGS).is_file():
-            saved = json.loads((Path(path) / SETTINGS).read_text(encoding="utf-8"))
+        refuse_custom_code(path)
+        saved = read_json(Path(path) / SETTINGS) if (Path(path) / SETTINGS).is_file() else {}
         known = list(GeneratorConfig.__dataclass_fields__)
         if set(settings) - set(known):
             raise ValueError(f"unknown settings {sorted(set(settings) - set(known))}; known: {known}")
@@ -108,10 +125,17 @@ class QueryGenerator:
         if missing:
             raise ValueError(f"{path} does not say its {', '.join(missing)}; pass {missing[0]}=…")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = AutoModelForSeq2SeqLM.from_pretrained(path, dtype=torch.float32).to(device)
+        how = {"trust_remote_code": False}
+        model, found = AutoModelForSeq2SeqLM.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, **how
+        )
+        parts = [name for name, _ in model.named_children()]
+        check_weights(path, found["missing_keys"], found["unexpected_keys"], parts)
+        model = model.to(device)
         precision = precision or ("float32" if device == "cpu" else "bfloat16")
         name = str(name_or_folder).rstrip("/").split("/")[-1]
-        return cls(model, AutoTokenizer.from_pretrained(path), name, GeneratorConfig(**merged), precision)
+        tokenizer = AutoTokenizer.from_pretrained(path, **how)
+        return cls(model, tokenizer, name, GeneratorConfig(**merged), precision)
 
     @classmethod
     def warm_started(
@@ -133,19 +157,29 @@ class QueryGenerator:
             device: As in `from_pretrained`.
             **settings: Fields of `GeneratorConfig`.
 
+        Raises:
+            ValueError: The encoder is none of `WARM_STARTS`, or its tokenizer has no token to begin and to
+                end a text with.
+
         Source: Rothe, Narayan and Severyn 2020, Leveraging pre-trained checkpoints for sequence generation.
         """
         quieten()
         path = find_checkpoint(name_or_folder)
+        refuse_custom_code(path)
+        kind = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
+        if kind not in WARM_STARTS:
+            raise ValueError(f"{path}: a warm start needs one of {', '.join(WARM_STARTS)}, got {kind}")
         model = EncoderDecoderModel.from_encoder_decoder_pretrained(
             path, path, decoder_num_hidden_layers=num_decoder_layers
         )
         _attend_as_mean(model.decoder)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        if None in (tokenizer.cls_token_id, tokenizer.sep_token_id):
+            raise ValueError(f"{path}: its tokenizer has no token that begins and none that ends a text")
         for config in (model.config, model.generation_config):
             config.decoder_start_token_id = tokenizer.cls_token_id
             config.eos_token_id = tokenizer.sep_token_id
-            config.pad_token_id = tokenizer.pad_token_id
+            config.pad_token_id = padding_id(tokenizer)
         model.config.vocab_size = model.config.decoder.vocab_size
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         name = f"{str(name_or_folder).rstrip('/').split('/')[-1]}-writer"
@@ -227,6 +261,11 @@ class QueryGenerator:
             For each block its rows' lists of queries, and the position of each row's passage, int64 [rows].
         """
         self.model.eval()
+        longest = max_tokens(getattr(self.model, "decoder", self.model))
+        if decoding.max_length >= longest:
+            raise ValueError(
+                f"{self.name} writes at most {longest - 1} tokens, asked for {decoding.max_length} (max_length)"
+            )
         config, seeds, device = self.config, list(seeds), self.model.device.type
         beams = decoding.num_beams if decoding.method == "beam" else decoding.num_queries
         yield from compute_blocks(
@@ -264,7 +303,7 @@ class QueryGenerator:
         """Pad B tokenised passages to a batch of `input_ids` and `attention_mask`, int64 [B, T]."""
         rows = [{field: row[field] for field in ("input_ids", "attention_mask")} for row in rows]
         multiple = 1 if self.model.device.type == "cpu" else 8
-        return pad_batch(rows, {"input_ids": self.tokenizer.pad_token_id}, multiple)
+        return pad_batch(rows, {"input_ids": padding_id(self.tokenizer)}, multiple)
 
     def save(self, folder: Path | str) -> None:
         """Write a transformers folder that also has the generator's settings, atomically.
@@ -280,8 +319,8 @@ class QueryGenerator:
 
 @torch.no_grad()
 def _attend_as_mean(decoder: torch.nn.Module) -> None:
-    """Make a BERT decoder's attention pass on the mean of the passage, and its head pass on its input."""
-    for layer in decoder.bert.encoder.layer:
+    """Make a decoder's attention pass on the mean of the passage, and its head pass on its input."""
+    for layer in decoder.base_model.encoder.layer:
         new = layer.crossattention
         new.load_state_dict({**new.state_dict(), **layer.attention.state_dict()})  # only the keys are kept
         for zero in (new.self.query.weight, new.self.query.bias, new.self.value.bias, new.output.dense.bias):
@@ -289,4 +328,7 @@ def _attend_as_mean(decoder: torch.nn.Module) -> None:
         for same in (new.self.value.weight, new.output.dense.weight):
             torch.nn.init.eye_(same)
         new.output.LayerNorm.reset_parameters()
-    torch.nn.init.eye_(decoder.cls.predictions.transform.dense.weight)
+    bert = hasattr(decoder, "cls")
+    torch.nn.init.eye_(
+        decoder.cls.predictions.transform.dense.weight if bert else decoder.lm_head.dense.weight
+    )

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,9 @@ def tokenize(
 ) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
     """Tokenise texts, with a prompt before each text or, if texts are split, before each chunk.
 
+    A text that fits is one chunk, with the tokens that it has when it is cut. A text without a token, as an
+    empty one is to a tokenizer without special tokens, becomes one token of padding that counts.
+
     Args:
         tokenizer: A transformers tokenizer.
         texts: N texts.
@@ -43,28 +47,69 @@ def tokenize(
         The rows, each as field → int64 [T], and the position of each row's text, int64 [rows].
 
     Raises:
-        ValueError: An unknown overflow, or a prompt that leaves no room for a chunk.
+        ValueError: An unknown overflow, or a prompt that leaves no room for a text.
     """
     if overflow not in OVERFLOWS:
         raise ValueError(f"overflow must be one of {OVERFLOWS}, got {overflow!r}")
     if not texts:
         return [], np.empty(0, dtype=np.int64)
+    whole = [prompt + text for text in texts]
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
+    room = max_length - tokenizer.num_special_tokens_to_add() - len(prompt_ids)
+    if room < 1:
+        raise ValueError(
+            f"the prompt {prompt!r} leaves none of the {max_length} tokens for a text; shorten it"
+        )
     if overflow == "truncate":
-        found = tokenizer([prompt + text for text in texts], truncation=True, max_length=max_length)
-        owners = range(len(texts))
+        found, owners = tokenizer(whole, truncation=True, max_length=max_length), range(len(texts))
     else:
-        inserted = tokenizer(prompt, add_special_tokens=False)
-        room = max_length - len(inserted["input_ids"])
-        if room < MIN_LENGTH:
-            raise ValueError(f"the prompt {prompt!r} leaves {room} of {max_length} tokens for a text")
-        found = tokenizer(list(texts), truncation=True, max_length=room, return_overflowing_tokens=True)
-        owners = found.pop("overflow_to_sample_mapping")
-        if inserted["input_ids"]:  # the prompt goes after the special tokens that begin a row
-            at = tokenizer(prompt)["input_ids"].index(inserted["input_ids"][0])
-            for field, rows in found.items():
-                found[field] = [row[:at] + inserted[field] + row[at:] for row in rows]
-    rows = [dict(zip(found, map(np.asarray, row), strict=True)) for row in zip(*found.values(), strict=True)]
+        found, owners = _chunks(tokenizer, whole, prompt_ids, max_length)
+    rows = [
+        dict(zip(found, (np.asarray(field, dtype=np.int64) for field in row), strict=True))
+        for row in zip(*found.values(), strict=True)
+    ]
+    for row in rows:
+        if not len(row["input_ids"]):
+            row.update({field: np.zeros(1, dtype=np.int64) for field in row})
+            row["input_ids"][0], row["attention_mask"][0] = padding_id(tokenizer), 1
     return rows, np.asarray(owners, dtype=np.int64)
+
+
+def _chunks(
+    tokenizer, texts: Sequence[str], prompt_ids: list[int], max_length: int
+) -> tuple[dict[str, list[list[int]]], list[int]]:
+    """Split tokenised texts, prompt included, into rows; the position of each row's text.
+
+    The tokens of the prompt are those that a text shares with the prompt alone: the last may have become
+    part of the text's first word.
+    """
+    found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    sample = texts[next((i for i, tokens in enumerate(found) if tokens), 0)]
+    body, framed = (tokenizer(sample, add_special_tokens=add, verbose=False) for add in (False, True))
+    size, ids = len(body["input_ids"]), framed["input_ids"]
+    at = next((i for i in range(len(ids) - size + 1) if ids[i : i + size] == body["input_ids"]), None)
+    if at is None:
+        raise ValueError(f"{type(tokenizer).__name__} changes a text's tokens beside special ones: no chunks")
+    rows: dict[str, list[list[int]]] = {field: [] for field in framed}
+    owners: list[int] = []
+    for owner, tokens in enumerate(found):
+        kept = len(commonprefix([prompt_ids, tokens]))
+        room = max_length - (len(ids) - size) - kept
+        for start in range(kept, max(len(tokens), kept + 1), room):
+            row = tokens[:kept] + tokens[start : start + room]
+            rows["input_ids"].append([*ids[:at], *row, *ids[at + size :]])
+            for field in rows.keys() - {"input_ids"}:
+                inside = framed[field][at : at + size] or body[field] or [int(field == "attention_mask")]
+                values = [*framed[field][:at], *(inside[:1] * len(row)), *framed[field][at + size :]]
+                rows[field].append(values)
+            owners.append(owner)
+    return rows, owners
+
+
+def padding_id(tokenizer) -> int:
+    """The token that fills rows up; one that has none can take any, as the attention mask hides it."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in known if token is not None)
 
 
 def token_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

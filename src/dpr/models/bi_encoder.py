@@ -1,5 +1,6 @@
 """A bi-encoder: a transformer with the pooling, similarity and lengths it was made for."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dpr.models.batching import checked_texts, compute_blocks, pad_batch, tokenize
+from dpr.models.batching import checked_texts, compute_blocks, pad_batch, padding_id, tokenize
 from dpr.models.checkpoint import (
     EncoderConfig,
     find_checkpoint,
@@ -217,7 +218,7 @@ class BiEncoder:
 
         Raises:
             ValueError: An unknown side, overflow or pooling, `batch_tokens` below 1, or a prompt that
-                leaves no room for a chunk.
+                leaves no room for a text.
         """
         settings = {
             "queries": (self.config.query_prompt, self.config.query_max_length),
@@ -251,9 +252,11 @@ class BiEncoder:
     def pad(self, tokens: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
         """Pad B tokenised texts into one batch, each field int64 [B, T]; on a GPU, T is a multiple of 8."""
         pad_with = {
-            "input_ids": self.tokenizer.pad_token_id,
+            "input_ids": padding_id(self.tokenizer),
             "token_type_ids": self.tokenizer.pad_token_type_id,
         }
+        known = inspect.signature(self.model.forward).parameters
+        tokens = [{field: row[field] for field in row if field in known} for row in tokens]
         return pad_batch(tokens, pad_with, 1 if self.model.device.type == "cpu" else 8)
 
     def embed(

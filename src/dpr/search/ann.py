@@ -119,9 +119,7 @@ def ann_report(
     exact, build_s = _built("exact", passage_emb, doc_ids, similarity, {})
     best = exact.search(query_emb, depth)[0]
     how = (query_ids, query_emb, depth)
-    baseline = evaluate(
-        collection.qrels, exact.search_run(*how, "exact", collection.own_documents), [METRIC]
-    )
+    baseline = evaluate(collection.qrels, exact.search_run(*how, "exact", collection.own_documents), [METRIC])
     results, index, built = [], exact, ("exact", {})
     for kind, settings in [("exact", {}), *(grid or default_grid(*passage_emb.shape))]:
         steering = {name: value for name, value in settings.items() if name in SEARCH_SETTINGS}
