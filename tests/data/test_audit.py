@@ -65,6 +65,9 @@ def test_each_ailment_is_found_where_it_is_and_nowhere_else(ailing_collection):
         judged_without_document=["gone"],
         queries_without_judgements=["q-unjudged"],
         queries_without_relevant=["q-not-relevant"],
+        queries_as_documents=[],
+        ids_as_documents=[],
+        texts_as_documents=[],
         queries_in_two_splits=["q-leaked"],
         mojibake=["mojibake"],
         token_lengths={},
@@ -129,10 +132,10 @@ def test_the_table_says_what_was_counted(ailing_collection):
 
 def test_the_table_has_no_row_for_what_was_not_measured(ailing_collection):
     labels = [what for what, _ in audit_collection(ailing_collection).rows()]
-    assert len(labels) == 14
+    assert len(labels) == 17
     assert not any("token" in label for label in labels)
     labels = [what for what, _ in audit_collection(ailing_collection, words_tokenizer).rows()]
-    assert len(labels) == 18
+    assert len(labels) == 21
     assert not any(label.startswith("cut at") for label in labels)
 
 

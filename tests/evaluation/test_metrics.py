@@ -26,15 +26,29 @@ OFFICIAL_RUNS = (
     "r5.fusion1",
     "udel_fang_nir",
 )
-OFFICIAL_NAMES = {"nDCG@20": "ndcg@20", "P@20": "P@20", "AP@1000": "map"}
+OFFICIAL_NAMES = {"bpref": "bpref", "nDCG@20": "ndcg@20", "P@20": "P@20", "AP@1000": "map"}
 TREC_NAMES = {
     "nDCG@10": "ndcg_cut_10",
     "R@100": "recall_100",
     "R@1000": "recall_1000",
     "AP@1000": "map_cut_1000",
     "P@10": "P_10",
+    "nDCG": "ndcg",
+    "RR": "recip_rank",
+    "AP": "map",
+    "MAP": "map",
+    "bpref": "bpref",
 }
-TREC_MEASURES = {"ndcg_cut.10", "recall.100,1000", "map_cut.1000", "P.10", "recip_rank"}
+TREC_MEASURES = {
+    "ndcg_cut.10",
+    "recall.100,1000",
+    "map_cut.1000",
+    "P.10",
+    "recip_rank",
+    "ndcg",
+    "map",
+    "bpref",
+}
 
 doc_ids = st.sampled_from([f"d{number}" for number in range(14)])
 query_ids = st.sampled_from(["q1", "q2", "q3", "q4"])
@@ -58,11 +72,11 @@ def tie_free(scores):
     run=st.dictionaries(query_ids, hits),
 )
 def test_every_query_gets_the_values_of_trec_eval_and_ir_measures(qrels, run):
-    if not any(run.get(query_id) for query_id in qrels):
+    if not qrels.keys() & run.keys():
         with pytest.raises(ValueError, match="none in common"):
             evaluate(qrels, run)
         return
-    ours = evaluate(qrels, run).per_query
+    ours = evaluate(qrels, run, [*METRICS, *TREC_NAMES]).per_query
     answered = {q: scores for q, scores in run.items() if scores}
     theirs = pytrec_eval.RelevanceEvaluator(qrels, TREC_MEASURES).evaluate(answered)
     for metric, name in TREC_NAMES.items():
@@ -211,7 +225,23 @@ def test_the_metrics_asked_for_come_in_their_order():
 
 
 @pytest.mark.parametrize(
-    "metric", ["nDCG", "nDCG@", "nDCG@0", "nDCG@ten", "ndcg@10", "MRR@10", "@10", "R@-1", "R@1.5", "P@10@5"]
+    "metric",
+    [
+        "P",
+        "R",
+        "judged",
+        "bpref@10",
+        "nDCG@",
+        "nDCG@0",
+        "nDCG@１０",
+        "nDCG@ten",
+        "ndcg@10",
+        "MRR@10",
+        "@10",
+        "R@-1",
+        "R@1.5",
+        "P@10@5",
+    ],
 )
 def test_a_metric_we_do_not_have_is_refused_by_name(metric):
     with pytest.raises(ValueError, match=escape(f"unknown metric {metric!r}; known are nDCG@k, RR@k")):
@@ -223,7 +253,7 @@ def test_no_judgements_are_refused():
         evaluate({}, {"q": {"a": 1.0}})
 
 
-@pytest.mark.parametrize("run", [{}, {"q1": {}}, {"1": {"a": 1.0}}])
+@pytest.mark.parametrize("run", [{}, {"q2": {}}, {"1": {"a": 1.0}}])
 def test_a_run_over_other_queries_is_refused(run):
     with pytest.raises(ValueError, match=f"the run's {len(run)} queries and the 1 judged ones"):
         evaluate({"q1": {"a": 1}}, run)

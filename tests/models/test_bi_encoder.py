@@ -433,8 +433,10 @@ def test_a_prompt_may_leave_room_for_a_single_token_and_no_less(plain_folder):
     encoder = load_tiny(plain_folder, passage_prompt=prompt, passage_max_length=7)
     tokens = encoder.tokenizer.tokenize("do masks help")
     assert encoder.encode_chunks(["do masks help"])[1].tolist() == [0] * len(tokens) == [0, 0, 0]
-    with pytest.raises(ValueError, match=escape(f"the prompt {prompt!r} leaves 2 of 6 tokens for a text")):
-        encoder.with_settings(passage_max_length=6).encode_chunks(["do masks help"])
+    shorter = encoder.with_settings(passage_max_length=6)
+    for encode in (shorter.encode_chunks, shorter.encode_passages):
+        with pytest.raises(ValueError, match=escape(f"the prompt {prompt!r} leaves no room for a text in 6")):
+            encode(["do masks help"])
 
 
 @pytest.mark.parametrize("prompt", [" ", "\n"])
@@ -805,7 +807,7 @@ def test_a_model_that_pools_without_its_prompt_is_refused(plain_folder, tmp_path
 
 
 def test_a_length_saved_once_holds_for_queries_and_passages(plain_folder, tmp_path):
-    prompts = {"query": "query: ", "passage": "passage: "}
+    prompts = {"query": "query: ", "document": "passage: "}
     folder = save_parts(tmp_path / "theirs", plain_folder, pooling="max", prompts=prompts)
     config = BiEncoder.from_pretrained(folder, device="cpu").config
     assert config == EncoderConfig("max", False, "cosine", 16, 16, "query: ", "passage: ")

@@ -313,7 +313,8 @@ def test_nothing_is_tuned_on_test_queries(tuned):
 def test_nothing_is_tuned_on_another_collection(tuned):
     index, _ = tuned
     other = collect(TEXTS).with_split("dev")
-    message = f"the index holds passages {index.fingerprint}, fruit has {other.fingerprint}"
+    indexed = index.collection.fingerprint
+    message = f"the index holds passages {indexed}, fruit has {other.fingerprint}"
     with pytest.raises(ValueError, match=message):
         index.tune(other)
 

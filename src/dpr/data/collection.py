@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from dpr.data.text import join_title_text, normalise, stable_hash
-from dpr.data.trec import Qrels, check_id, text_id, with_text_ids
+from dpr.data.trec import Qrels, check_id, checked_qrels, checked_queries, text_id
 
 DEV_SHARE = 5  # without dev judgements, one train query in this many becomes a dev query
 
@@ -58,9 +58,10 @@ class Collection:
 
     def __post_init__(self):
         passages = [_checked(p, f"{self.name}: passage {i}") for i, p in enumerate(self.passages)]
-        object.__setattr__(self, "passages", passages)
-        object.__setattr__(self, "all_queries", {text_id(q): text for q, text in self.all_queries.items()})
-        all_qrels = {split: with_text_ids(qrels) for split, qrels in self.all_qrels.items()}
+        if any(checked is not given for checked, given in zip(passages, self.passages, strict=True)):
+            object.__setattr__(self, "passages", passages)
+        object.__setattr__(self, "all_queries", checked_queries(self.all_queries))
+        all_qrels = {split: checked_qrels(qrels) for split, qrels in self.all_qrels.items()}
         object.__setattr__(self, "all_qrels", all_qrels)
         if self.split not in self.all_qrels:
             raise ValueError(f"{self.name} has no split {self.split!r}, only {sorted(self.all_qrels)}")

@@ -22,7 +22,6 @@ from dpr.files import read_jsonl, read_lines, write_text
 
 Qrels = dict[str, dict[str, int]]
 NUMBERS = (float, int, np.floating, np.integer)
-LARGEST = float(np.finfo(np.float32).max)
 BEIR_HEADER = ["query-id", "corpus-id", "score"]
 
 
@@ -34,8 +33,8 @@ class Run(dict[str, dict[str, float]]):
         tag: The system's name, the sixth column of a run file.
 
     Raises:
-        ValueError: An id is neither text nor a whole number, or a score is not a finite number in
-            single precision; the message names query and document.
+        ValueError: An id is neither text nor a whole number, or a score is not a finite number; the
+            message names query and document.
     """
 
     def __init__(self, hits: Mapping[str, Mapping[str, float]], tag: str = "dpr"):
@@ -93,7 +92,10 @@ def write_run(path: Path | str, run: Mapping[str, Mapping[str, float]], tag: str
     """
     tag = tag or getattr(run, "tag", "dpr")
     check_id(tag, f"{path}: tag")
-    run = with_text_ids(run)
+    try:
+        run = with_text_ids(run)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     lines = []
     for query_id, scores in run.items():
         check_id(query_id, f"{path}: query_id")
@@ -274,16 +276,15 @@ def checked_hits(hits: Mapping[Any, Mapping[Any, Any]]) -> dict[str, dict[str, f
     """Copy a run, with `text_id` of every id.
 
     Raises:
-        ValueError: A score is not a finite number in single precision, so that the order of hits would
-            depend on chance; the message names query and document.
+        ValueError: A score is not a finite number, so that the order of hits would depend on chance; the
+            message names query and document.
     """
     hits = with_text_ids(hits)
     for query_id, scores in hits.items():
         for doc_id, score in scores.items():
-            if not (isinstance(score, NUMBERS) and -LARGEST <= score <= LARGEST):
+            if not (isinstance(score, NUMBERS) and math.isfinite(score)):
                 raise ValueError(
-                    f"query {query_id}, document {doc_id}: score {score!r} is not a finite number in single "
-                    f"precision"
+                    f"query {query_id}, document {doc_id}: score {score!r} is not a finite number"
                 )
     return hits
 

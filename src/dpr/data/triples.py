@@ -52,8 +52,8 @@ def read_training_tsv(path: Path | str, name: str = "", max_bad_lines: int = 0) 
             rows.append((f"q{number}", query, doc_id, int(position == 0)))
     if rows and only_ids:
         raise ValueError(
-            f"{path}: its columns are ids such as {rows[0][1]}, not texts; join them with the texts of queries "
-            f"and passages first"
+            f"{path}: its columns are ids such as {rows[0][1]}, not texts; put the texts of queries and "
+            f"passages in their place first"
         )
     name = name or Path(path).name.removesuffix(".gz").removesuffix(".tsv")
     return TrainingData(name, *gather_examples(rows, passages, mended, tuple(bad)))

@@ -77,9 +77,9 @@ def length_by_rank(
         depth: How many ranks to look at.
 
     Returns:
-        Three median numbers of words (`segments`): of the hits at each rank, float [depth], NaN at ranks where no
-        query has a hit; of the collection's documents; and of its relevant documents, counted once
-        per judgement.
+        Three median numbers of words (`segments`): of the hits at each rank, float [depth], NaN at ranks
+        where no query has a hit; of the collection's documents; and of its relevant documents, counted
+        once per judgement.
 
     Raises:
         ValueError: No query of the run has a hit, or a hit is not in the collection.

@@ -109,8 +109,8 @@ class QueryGenerator:
                 `save` did not write needs both lengths.
 
         Raises:
-            ValueError: A setting is missing, unknown or out of range; the checkpoint is code of its own, lacks
-                weights, or is no sequence-to-sequence model.
+            ValueError: A setting is missing, unknown or out of range; the checkpoint is code of its own,
+                lacks weights, or is no sequence-to-sequence model.
             FileNotFoundError: The folder does not exist.
         """
         quieten()
@@ -261,10 +261,10 @@ class QueryGenerator:
             For each block its rows' lists of queries, and the position of each row's passage, int64 [rows].
         """
         self.model.eval()
-        longest = max_tokens(getattr(self.model, "decoder", self.model))
-        if decoding.max_length >= longest:
+        longest = max_tokens(getattr(self.model, "decoder", self.model).base_model) - 1
+        if decoding.max_length > longest:
             raise ValueError(
-                f"{self.name} writes at most {longest - 1} tokens, asked for {decoding.max_length} (max_length)"
+                f"{self.name} writes at most {longest} tokens, asked for {decoding.max_length} (max_length)"
             )
         config, seeds, device = self.config, list(seeds), self.model.device.type
         beams = decoding.num_beams if decoding.method == "beam" else decoding.num_queries

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -58,7 +57,7 @@ def tokenize(
     room = max_length - tokenizer.num_special_tokens_to_add() - len(prompt_ids)
     if room < 1:
         raise ValueError(
-            f"the prompt {prompt!r} leaves none of the {max_length} tokens for a text; shorten it"
+            f"the prompt {prompt!r} leaves no room for a text in {max_length} tokens; shorten it"
         )
     if overflow == "truncate":
         found, owners = tokenizer(whole, truncation=True, max_length=max_length), range(len(texts))
@@ -93,7 +92,8 @@ def _chunks(
     rows: dict[str, list[list[int]]] = {field: [] for field in framed}
     owners: list[int] = []
     for owner, tokens in enumerate(found):
-        kept = len(commonprefix([prompt_ids, tokens]))
+        pairs = enumerate(zip(prompt_ids, tokens, strict=False))
+        kept = next((i for i, (one, other) in pairs if one != other), min(len(prompt_ids), len(tokens)))
         room = max_length - (len(ids) - size) - kept
         for start in range(kept, max(len(tokens), kept + 1), room):
             row = tokens[:kept] + tokens[start : start + room]

@@ -241,8 +241,8 @@ def load_container(path: str, device: str | None):
     unused = [name for name in ("passage", "corpus") if prompts.get(name) and not prompts.get("document")]
     if unused:
         warnings.warn(
-            f"{path}: sentence-transformers' encode_document uses the prompt 'document', not {unused[0]!r}, and "
-            f"so does this; pass passage_prompt={prompts[unused[0]]!r} to use that one",
+            f"{path}: its prompt {unused[0]!r} is not used, only 'document', as in sentence-transformers' "
+            f"encode_document; pass passage_prompt={prompts[unused[0]]!r} to use it",
             stacklevel=3,
         )
     if not pooling.include_prompt and any(prompts.values()):
@@ -274,8 +274,8 @@ def _convert_dpr(path: str, config: Mapping[str, Any], folder: str) -> None:
     part = {"DPRQuestionEncoder": "question_encoder", "DPRContextEncoder": "ctx_encoder"}.get(kind)
     if part is None or config.get("projection_dim"):
         raise ValueError(
-            f"{path} is a DPR checkpoint of architecture {kind} and projection "
-            f"{config.get('projection_dim')}; only DPRQuestionEncoder and DPRContextEncoder without can be read"
+            f"{path} is a DPR checkpoint, {kind} with projection {config.get('projection_dim')}; only "
+            f"DPRQuestionEncoder and DPRContextEncoder without a projection can be read"
         )
     encoder, found = getattr(transformers, kind).from_pretrained(path, output_loading_info=True)
     check_weights(path, found["missing_keys"], found["unexpected_keys"], [part, "bert_model", "encoder"])

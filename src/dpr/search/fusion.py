@@ -23,7 +23,9 @@ def fuse(runs: Sequence[Mapping[str, Mapping[str, float]]], tag: str, k: int = 6
     Source: Cormack, Clarke and Büttcher 2009.
     """
     if isinstance(runs, Mapping) or len(runs) < 2:
-        raise ValueError(f"fusion needs a list of at least two runs, got {runs!r:.80}")
+        raise ValueError(
+            f"fusion needs a list of at least two runs, got {len(runs)} in {type(runs).__name__}"
+        )
     if not k > 0:
         raise ValueError(f"k must be above 0, got {k}")
     runs = [checked_hits(run) for run in runs]

@@ -110,7 +110,7 @@ class Index:
         if len(query_ids) != len(query_emb) or len(set(query_ids)) != len(query_ids):
             different = len(set(query_ids))
             raise ValueError(
-                f"{len(query_ids)} query ids, {different} different, for {len(query_emb)} vectors"
+                f"{len(query_ids)} query ids ({different} different) for {len(query_emb)} vectors"
             )
         own = frozenset(own_documents or ()) & set(query_ids)
         shared = set(query_ids).intersection(self.doc_ids) if own_documents is None else ()

@@ -66,8 +66,8 @@ def mine_negatives(
         max_cross_score: Take only passages that `cross_encoder` scores below this; needs `cross_encoder`.
 
     Raises:
-        ValueError: A number or name out of range; a hit that `passages` lacks; no query of the data in the run;
-            a best positive whose score is not above 0, so that a share of it means nothing.
+        ValueError: A number or name out of range; a hit that `passages` lacks; no query of the data in the
+            run; a best positive whose score is not above 0, so that a share of it means nothing.
 
     Source: Xiong et al. 2021, ANCE (negatives from the model); Moreira et al. 2024, NV-Retriever, section
     4 (`max_share`).
