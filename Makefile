@@ -20,7 +20,8 @@ help:            ## list these commands
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv || \
+	  { echo "python3-venv is missing or cannot work: apt install python3-venv, or make PYTHON=..." >&2; exit 1; }
 	@echo "Installing $(words $(PINS)) pinned packages (2 to 4 minutes, 2.9 GB on disk):"
 	@$(PIP) -r requirements.txt | awk -v all=$(words $(PINS)) '/^(Collecting|Processing|Requirement already)/ { if (++n % 20 == 0) \
 	  { print "  " (n < all ? n : all) " of " all " fetched"; fflush() } } \

@@ -1,11 +1,18 @@
-"""Reading files with line numbers in errors, writing them all or nothing, and resumable folders of shards."""
+"""Reading files with line numbers in errors, writing them all or nothing, locks, and folders of shards.
 
-import fcntl
+Only names that this module makes itself are ever removed, and only folders that it marked are replaced.
+Nothing is flushed to the disk: after a power cut (not after a kill) the newest files may be missing or empty.
+"""
+
 import gzip
 import json
+import math
 import os
 import re
+import secrets
 import shutil
+import stat
+import sys
 import tempfile
 import time
 import zlib
@@ -16,14 +23,24 @@ from typing import Any
 
 from tqdm import tqdm
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: there, two processes must not write the same things
+    fcntl = None
+
+MOST_LINE = 2**26  # bytes in a line: 64 MiB
+MOST_RATIO = 200  # how many times larger than a gzip file its content may be; texts and runs reach 20
 MANIFEST, LOCK = "manifest.json", "lock"
-# Names that `atomic_path` writes under; a killed process leaves them, and nobody else makes such names
-TEMPORARY_FILE = re.compile(r"\..+(\.\w+)\.\w{8}\1")
+MARKER = ".dpr.json"  # in each folder that `atomic_folder` writes: its kind and the names in it
+TEMPORARY = re.compile(r"\..*\.dpr-[0-9a-f]{8}(\..*)?")
 
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed to it when the block ends without an error.
+
+    A file that is replaced keeps its mode, and a link keeps pointing to it. A device or a pipe is not
+    replaced but written into.
 
     Args:
         path: The file to make or replace; missing parent folders are made.
@@ -31,62 +48,234 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     Yields:
         A path in the same folder for the caller to write. After an error the temporary file is
         removed and a file already at `path` stays as it was.
+
+    Raises:
+        ValueError: `path` is a folder.
+        OSError: It cannot be written; the error names `path`.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    target = Path(path).resolve()
+    if target.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file")
+    special = target.exists() and not target.is_file()
+    folder = Path(tempfile.gettempdir()) if special else target.parent
+    with errors_of(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(folder, target.name)
+        with _claimed(folder, target.name, target.suffix) as temporary:
+            yield temporary
+            if special:
+                target.write_bytes(temporary.read_bytes())
+                return
+            if target.exists():
+                temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+            temporary.replace(target)
 
 
 @contextmanager
-def atomic_folder(path: Path | str, *markers: str) -> Iterator[Path]:
+def atomic_folder(path: Path | str, kind: str) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that replaces it when the block ends without an error.
+
+    A folder already there is replaced only if it holds nothing but what this wrote into it. It is moved
+    aside, and removed after the new one is in its place. If the process is killed between the two renames,
+    `settle` moves it back. Within another such block, the temporary folder of that one is yielded.
 
     Args:
         path: The folder to make or replace; missing parent folders are made.
-        *markers: File names; a folder that is not empty is replaced only if it holds one of these.
+        kind: What the folder holds, in words; only a folder of the same kind is replaced.
 
     Yields:
         An empty folder for the caller to fill. After an error it is removed, and `path` stays as
         it was.
 
     Raises:
-        ValueError: `path` exists, is not an empty folder, and has none of the `markers`.
+        ValueError: `path` is the current folder or holds something else; the message names it.
+        OSError: It cannot be written; the error names `path`.
     """
+    if TEMPORARY.fullmatch(Path(path).name):
+        yield Path(path)
+        return
+    target = Path(path).resolve()
+    if Path.cwd().is_relative_to(target):
+        raise ValueError(f"{path} is or holds the current folder, which cannot be replaced; name another")
+    settle(target)
+    _refuse_others(path, kind)
+    with errors_of(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _claimed(target.parent, target.name, None) as temporary:
+            yield temporary
+            names = sorted(str(entry.relative_to(temporary)) for entry in temporary.rglob("*"))
+            write_text(temporary / MARKER, json.dumps({"kind": kind, "names": [*names, MARKER]}))
+            _refuse_others(path, kind)
+            if target.exists():
+                temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+                target.rename(_aside(target))
+            temporary.rename(target)
+            shutil.rmtree(_aside(target), ignore_errors=True)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path` and remove it at the end; those of killed processes go too."""
+    with errors_of(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path.parent, path.name)
+        with _claimed(path.parent, path.name, None) as temporary:
+            yield temporary
+
+
+def settle(folder: Path) -> None:
+    """End what a killed `atomic_folder` left: move the old folder back, or remove it and temporary ones."""
+    remove_abandoned(folder.parent, folder.name)
+    aside = _aside(folder)
+    if not aside.exists():
+        return
+    if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+    elif not any(folder.parent.glob(f"{_prefix(folder.name)}*")):  # else a process is about to rename
+        aside.rename(folder)
+
+
+def _aside(folder: Path) -> Path:
+    """Where a folder is moved while another takes its place."""
+    return folder.with_name(f".{folder.name}.old.dpr")
+
+
+def _prefix(name: str) -> str:
+    """How the temporary names for a name begin, as a pattern for `glob`; they fit into 255 bytes."""
+    return re.sub(r"([*?[])", r"[\1]", f".{name[:60]}.dpr-")
+
+
+def _refuse_others(path: Path | str, kind: str) -> None:
+    """Raise ValueError if a folder holds anything that `atomic_folder` did not write into it as this kind."""
     path = Path(path)
-    known = any((path / marker).is_file() for marker in markers)
-    if path.exists() and not known and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"{path} has no {' or '.join(markers)}: it holds something else and is not replaced")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    about = read_json(path / MARKER, "kind", "names") if (path / MARKER).is_file() else {}
+    if about.get("kind") != kind:
+        raise ValueError(f"{path} holds something else than {kind} and is not replaced; name another folder")
+    others = {str(entry.relative_to(path)) for entry in path.rglob("*")}.difference(about["names"])
+    if others:
+        raise ValueError(
+            f"{path} also holds {min(others)} ({len(others)} names), which was not written with it: move it "
+            "away or name another folder; nothing was changed"
+        )
+
+
+@contextmanager
+def _claimed(folder: Path, name: str, suffix: str | None) -> Iterator[Path]:
+    """Make a file (a folder if `suffix` is None) with a temporary name, and remove it at the end.
+
+    It is locked meanwhile, so that `remove_abandoned` of another process leaves it alone.
+    """
+    path = folder / f".{name[:60]}.dpr-{secrets.token_hex(4)}{suffix or ''}"
+    if suffix is None:
+        path.mkdir()
+    handle = -1
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.replace(path)
+        if suffix is not None or fcntl:
+            how = os.O_RDONLY if suffix is None else os.O_RDWR | os.O_CREAT | os.O_EXCL
+            handle = os.open(path, how, 0o666)
+        if fcntl:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        elif handle >= 0:
+            os.close(handle)
+        yield path
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if suffix is None:
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        if fcntl and handle >= 0:
+            os.close(handle)
 
 
-def remove_temporary(folder: Path, *folders: str) -> None:
-    """Remove what a killed process left half written in a folder, and nothing else.
+def remove_abandoned(folder: Path, name: str = "") -> None:
+    """Remove the temporary files and folders in a folder whose process was killed, and nothing else.
 
     Args:
-        folder: Where `atomic_path` wrote files.
-        *folders: Names of folders in it that `atomic_folder` wrote.
+        folder: The folder; it may be missing.
+        name: Only those that were to get this name; empty for all.
     """
-    for entry in folder.glob(".*"):
-        if entry.is_file() and TEMPORARY_FILE.fullmatch(entry.name):
-            entry.unlink()
-        elif entry.is_dir() and any(re.fullmatch(rf"\.+{name}(\.\w{{8}})+", entry.name) for name in folders):
-            shutil.rmtree(entry)
+    if fcntl is None:
+        return
+    for entry in folder.glob(f"{_prefix(name)}*" if name else ".*.dpr-*"):
+        if TEMPORARY.fullmatch(entry.name) and not entry.is_symlink() and not _in_use(entry):
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.is_file():
+                entry.unlink(missing_ok=True)
+
+
+def _in_use(entry: Path) -> bool:
+    """Whether a process holds the lock of a temporary file or folder, or it is gone."""
+    try:
+        handle = os.open(entry, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+@contextmanager
+def errors_of(path: Path | str) -> Iterator[None]:
+    """Make OSErrors of temporary files, and those without a name, errors of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or TEMPORARY.fullmatch(Path(os.fsdecode(error.filename)).name):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
+
+
+@contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file, which is removed at the end; the lock ends with the process, whatever ends it.
+
+    Args:
+        path: The lock file; its folder is made if it is missing.
+        wait: Whether to wait for another process that holds it.
+
+    Raises:
+        ValueError: Another process holds it, and `wait` is False.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    while True:
+        with path.open("a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    message = "another process is writing into this folder; wait for it"
+                    raise ValueError(f"{path.parent}: {message}") from None
+                print(f"{path.parent}: waiting for another process", file=sys.stderr)
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            if path.exists() and path.stat().st_ino == os.fstat(stream.fileno()).st_ino:
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
+
+
+def check_name(name: str, what: str) -> str:
+    """Check that a name can be part of a path, and return it.
+
+    Raises:
+        ValueError: It is no string, is empty, begins with a dot, or holds a separator or a control character.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*", name):
+        raise ValueError(
+            f"{what} {name!r} becomes a file's name: it cannot be empty, begin with a dot or hold / or \\"
+        )
+    return name
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -106,16 +295,24 @@ def read_lines(path: Path | str) -> Iterator[tuple[int, str]]:
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is not UTF-8 or a damaged gzip file (the message names file and line), or
-            all its lines are blank.
+        ValueError: The file is not UTF-8 or a damaged gzip file, a line is longer than `MOST_LINE` bytes,
+            or the file unpacks to more than `MOST_RATIO` times its size (the message names file and
+            line); or all its lines are blank.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    number, empty = 0, True
+    number, empty, read = 0, True, 0
+    bound = max(MOST_RATIO * path.stat().st_size, 2 * MOST_LINE)
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
         try:
-            for number, raw in enumerate(stream, start=1):
+            for number, raw in enumerate(iter(lambda: stream.readline(MOST_LINE + 1), b""), start=1):
+                read += len(raw)
+                if len(raw) > MOST_LINE or read > bound:
+                    what = f"a line of more than {MOST_LINE:,} bytes"
+                    if len(raw) <= MOST_LINE:
+                        what = f"unpacks to more than {MOST_RATIO} times its size"
+                    raise ValueError(f"{path}:{number}: {what}: not a file of this kind")
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 if line.strip():
                     empty = False
@@ -144,27 +341,47 @@ def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, record
 
 
-def read_json(path: Path | str) -> Any:
-    """Read a JSON file.
+def read_json(path: Path | str, *fields: str) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: The file.
+        *fields: Fields that the object must have.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is damaged; the message names it.
+        ValueError: The file is damaged or lacks a field; the message names both.
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged, not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: damaged, expected a JSON object, got {type(found).__name__}")
+    missing = [field for field in fields if field not in found]
+    if missing:
+        raise ValueError(f"{path}: damaged, it lacks the field {missing[0]}")
+    return found
+
+
+def crc32(*paths: Path) -> int:
+    """The checksum of one file, or of several one after the other."""
+    value = 0
+    for path in paths:
+        with path.open("rb") as stream:
+            while block := stream.read(2**20):
+                value = zlib.crc32(block, value)
+    return value
 
 
 class ShardFolder:
     """A folder of numbered files (shards); work that was interrupted goes on with the missing ones.
 
     A manifest in the folder records what the shards are made from. A small file beside each shard
-    records the seconds it took.
+    records the seconds it took and its checksum; a shard without it counts as missing.
 
     Args:
         folder: The folder; `open_for_writing` creates it if it is missing.
@@ -195,13 +412,13 @@ class ShardFolder:
         path = self.folder / MANIFEST
         if not path.is_file():
             entries = list(self.folder.iterdir()) if self.folder.is_dir() else []
-            left_by_a_kill = [e for e in entries if e.name == LOCK or e.name.startswith(f".{MANIFEST}.")]
+            left_by_a_kill = [e for e in entries if e.name == LOCK or TEMPORARY.fullmatch(e.name)]
             if (self.folder.exists() and not self.folder.is_dir()) or len(left_by_a_kill) < len(entries):
                 raise ValueError(
                     f"{self.folder} has no {MANIFEST}: it holds something else; name another folder"
                 )
             return
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         for field, wanted in self.manifest.items():
             if found.get(field) != wanted:
                 raise ValueError(
@@ -216,14 +433,8 @@ class ShardFolder:
         Raises:
             ValueError: Another process is writing into the folder, or its manifest differs.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / LOCK).open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                message = "another process is writing into this folder; wait for it"
-                raise ValueError(f"{self.folder}: {message}") from None
-            remove_temporary(self.folder)
+        with locked(self.folder / LOCK):
+            remove_abandoned(self.folder)
             self._compare_manifest()
             write_text(self.folder / MANIFEST, json.dumps(self.manifest, indent=1) + "\n")
             yield
@@ -255,14 +466,34 @@ class ShardFolder:
             for (path, items), content in zip(missing.items(), make(bar.update), strict=True):
                 seconds = time.perf_counter() - start
                 with writing(path):
-                    write_text(path.with_suffix(".json"), json.dumps({"seconds": seconds}))
                     save(path, items, content)
+                    about = {"seconds": seconds, "crc32": self._crc32(path)}
+                    write_text(path.with_suffix(".json"), json.dumps(about))
                 start = time.perf_counter()
 
+    def is_made(self, path: Path) -> bool:
+        """Whether a shard is there, whole.
+
+        Raises:
+            ValueError: Its content has changed since it was written; the message names the file.
+        """
+        about = path.with_suffix(".json")
+        if not (path.is_file() and about.is_file()):
+            return False
+        if read_json(about, "crc32")["crc32"] != self._crc32(path):
+            raise ValueError(f"{path}: damaged; delete it and run again, the rest is kept")
+        return True
+
+    def _crc32(self, path: Path) -> int:
+        """The checksum of a shard's files, which share the name but for the ending."""
+        files = (f for f in self.folder.glob(f"{path.stem}.*") if f.suffix != ".json")
+        return crc32(*sorted(files))
+
     def seconds(self) -> float:
-        """Seconds that making all shards took, over all attempts."""
-        texts = (path.with_suffix(".json").read_text(encoding="utf-8") for path in self.items)
-        return sum(json.loads(text)["seconds"] for text in texts)
+        """Seconds that making all shards took, over all attempts; NaN if that was lost."""
+        paths = [path.with_suffix(".json") for path in self.items]
+        known = all(path.is_file() for path in paths)
+        return sum(read_json(path, "seconds")["seconds"] for path in paths) if known else math.nan
 
 
 @contextmanager

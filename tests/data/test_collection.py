@@ -3,15 +3,19 @@
 import hashlib
 import math
 from dataclasses import FrozenInstanceError, replace
+from re import escape
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from made_data import DEBATES, debates
 
 from dpr.data.beir import read_beir
 from dpr.data.collection import Collection, Passage, hold_out_dev
 from dpr.data.text import join_title_text, stable_hash
 from dpr.data.trec import read_qrels
+from dpr.generation.expansion import expand
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 doc_ids = st.text("ab\u00e9", min_size=1)
@@ -188,6 +192,164 @@ def test_a_judged_query_without_text_is_refused():
 def test_a_collection_cannot_be_changed_in_place(tiny_collection):
     with pytest.raises(FrozenInstanceError):
         tiny_collection.split = "train"
+
+
+def with_numbers(convert):
+    """A collection whose ids are numbers, each as `convert` gives it."""
+    passages = [Passage(convert(10), "Salt", "from the sea"), Passage(convert(11), None, "the sea is deep")]
+    queries = {convert(1): "where salt is from", convert(2): "how deep is the sea"}
+    qrels = {convert(1): {convert(10): 1}, convert(2): {convert(11): 2, convert(10): 0}}
+    return collection_of(passages, queries, qrels)
+
+
+@pytest.mark.parametrize("number", [int, np.int64, np.uint8])
+def test_ids_that_are_whole_numbers_become_their_digits_everywhere(number):
+    numbered, texts = with_numbers(number), with_numbers(str)
+    assert numbered.doc_ids == ["10", "11"]
+    assert list(numbered.by_id) == ["10", "11"]
+    assert (numbered.all_queries, numbered.all_qrels) == (texts.all_queries, texts.all_qrels)
+    assert numbered.fingerprint == texts.fingerprint
+    assert numbered.queries_fingerprint == texts.queries_fingerprint
+    assert numbered.by_id["11"] == Passage("11", "", "the sea is deep")
+
+
+@pytest.mark.parametrize("doc_id", ["a\nb", "a\r", " a", "two words", "a\tb", "a\u3000b", "\u2028", "", " "])
+def test_a_doc_id_with_white_space_or_of_nothing_is_refused_by_its_place(doc_id):
+    passages = [Passage("good", "", "text"), Passage(doc_id, "", "text")]
+    with pytest.raises(ValueError, match=escape(f"made: passage 1: doc_id {doc_id!r} must be a string")):
+        collection_of(passages)
+
+
+@pytest.mark.parametrize("doc_id", [None, 1.0, True, b"d", ("d",)])
+def test_a_doc_id_that_is_neither_text_nor_a_whole_number_is_refused(doc_id):
+    with pytest.raises(ValueError, match=escape(f"string or a whole number, got {doc_id!r}")):
+        collection_of([Passage(doc_id, "", "text")])
+
+
+@pytest.mark.parametrize(
+    ("passage", "message"),
+    [
+        (("d", "title", "text"), "made: passage 1 is ('d', 'title', 'text'), expected Passage("),
+        ("text", "made: passage 1 is 'text', expected Passage("),
+        (Passage("d", "", None), "made: passage 1 (d): title '' and text None must be strings"),
+        (Passage("d", 3.5, "text"), "made: passage 1 (d): title 3.5 and text 'text' must be strings"),
+    ],
+)
+def test_what_is_no_passage_of_strings_is_refused_by_its_place(passage, message):
+    with pytest.raises(ValueError, match=escape(message)):
+        collection_of([Passage("good", "", "text"), passage])
+
+
+@pytest.mark.parametrize("grade", [0.5, math.nan, math.inf, "1", None, [1], 1j])
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_a_grade_that_is_no_whole_number_is_refused_in_any_split(split, grade):
+    qrels = {"test": {"q": {"d": 1}}, "train": {"q": {"d": 1}}} | {split: {"q": {"c": 1, "d": grade}}}
+    with pytest.raises(ValueError, match=escape(f"query q, document d: grade {grade!r} is no whole number")):
+        Collection("made", [Passage("d", "", "text")], {"q": "query"}, qrels)
+
+
+@pytest.mark.parametrize("text", [None, 3, ["query"], "cut \ud83d"])
+def test_a_query_that_is_no_whole_text_is_refused(text):
+    with pytest.raises(ValueError, match=escape(f"query r is {text!a}, expected a text of whole characters")):
+        collection_of([], {"q": "query", "r": text})
+
+
+def test_a_collection_of_a_thousand_documents_is_shown_in_a_line():
+    numbered = numbered_collection(num_passages=1000, num_queries=500)
+    for shown in (numbered, numbered.sample(900, 100), replace(numbered, unexpanded=numbered)):
+        assert repr(shown).startswith("Collection(name='numbered', split='test'")
+        assert len(repr(shown)) < 300
+
+
+# --- a query that is a document ----------------------------------------------------------------
+
+
+def alike(one, other):
+    """Whether two texts are equal but for case and white space, as a plain loop over words says."""
+    return [word.lower() for word in one.split()] == [word.lower() for word in other.split()]
+
+
+def own_by_hand(collection):
+    """Ids of the judged queries that have id and text of a document and are not judged relevant to it."""
+    own = set()
+    for query_id, text in collection.all_queries.items():
+        for doc_id, title, body in collection.passages:
+            same = doc_id == query_id and (alike(text, body) or alike(text, f"{title} {body}"))
+            relevant = any(q.get(query_id, {}).get(doc_id, 0) > 0 for q in collection.all_qrels.values())
+            if same and not relevant and query_id in collection.qrels:
+                own.add(query_id)
+    return own
+
+
+few = st.sampled_from(["a", "b", "c"])
+sayings = st.sampled_from(["", "Bees", "bees ", "eat", "Bees eat", " bees\n EAT", "bees eat bees"])
+judged = st.dictionaries(few, st.dictionaries(few, st.integers(-1, 2)))
+
+
+@given(
+    passages=st.lists(st.builds(Passage, few, sayings, sayings), max_size=3, unique_by=lambda p: p.doc_id),
+    queries=st.fixed_dictionaries(dict.fromkeys("abc", sayings)),
+    test=judged,
+    train=judged,
+)
+def test_the_queries_that_are_documents_are_those_a_plain_loop_finds(passages, queries, test, train):
+    collection = Collection("made", passages, queries, {"test": test, "train": train})
+    for split in ("test", "train"):
+        of_split = collection.with_split(split)
+        assert of_split.own_documents == own_by_hand(of_split)
+
+
+@pytest.mark.parametrize(
+    ("query_id", "text", "own"),
+    [
+        ("zoos-pro", DEBATES["zoos"][0], True),
+        ("zoos-pro", f"  {DEBATES['zoos'][0].upper()}\n", True),
+        ("zoos-pro", f"on ZOOS\t{DEBATES['zoos'][0]}", True),
+        ("zoos-pro", f"{DEBATES['zoos'][0]} On zoos", False),
+        ("zoos-pro", DEBATES["zoos"][0].rstrip("."), False),
+        ("zoos-pro", "On zoos", False),
+        ("zoos-pro", "", False),
+        ("zoos-con", DEBATES["zoos"][0], False),
+        ("other", DEBATES["zoos"][0], False),
+        ("other", "", False),
+    ],
+)
+def test_a_query_is_a_document_if_both_id_and_text_say_so(query_id, text, own):
+    assert debates().holds(query_id, text) is own
+
+
+@pytest.mark.parametrize(("grade", "own"), [(2, False), (1, False), (0, True), (-1, True)])
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_a_document_that_is_judged_relevant_to_itself_may_be_found(split, grade, own):
+    whole = debates()
+    qrels = {"test": whole.qrels, "train": {}}
+    changed = replace(whole, all_qrels={**qrels, split: {**qrels[split], "pets-con": {"pets-con": grade}}})
+    if split == "test":
+        assert ("pets-con" in changed.own_documents) is own
+    assert changed.holds("pets-con", whole.all_queries["pets-con"]) is own
+    assert changed.own_documents >= set(whole.queries) - {"pets-con"}
+
+
+@pytest.mark.parametrize("original", [True, False])
+def test_a_query_stays_a_document_when_other_queries_are_written_for_it(original):
+    whole = debates()
+    written = {"zoos-pro": ["what do zoos do"], "cars-con": [whole.all_queries["pets-pro"]]}
+    expanded = expand(whole, written, original=original)
+    assert expanded.own_documents == whole.own_documents == set(whole.doc_ids)
+    assert expanded.sample(12, 5).own_documents == set(expanded.sample(12, 5).queries)
+    assert not expanded.holds("zoos-pro", "what do zoos do")
+
+
+def test_a_sample_and_another_split_say_which_of_their_queries_are_documents():
+    whole = debates()
+    parts = {"test": ("zoos-pro", "cars-pro", "pets-con"), "dev": ("sugar-pro", "new")}
+    qrels = {split: {q: {"zoos-con": 1} for q in query_ids} for split, query_ids in parts.items()}
+    made = replace(whole, all_queries={**whole.all_queries, "new": "new"}, all_qrels=qrels)
+    assert made.own_documents == set(parts["test"])
+    assert made.with_split("dev").own_documents == {"sugar-pro"}
+    for num_passages in range(1, 13):
+        sample = made.sample(num_passages, 2)
+        assert sample.own_documents == set(sample.queries) & set(sample.doc_ids)
 
 
 # --- sample ------------------------------------------------------------------------------------

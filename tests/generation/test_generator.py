@@ -1,10 +1,12 @@
 """Writing queries: what transformers' own `generate` writes, whatever the batch, and draws that are fair."""
 
 from dataclasses import replace
+from re import escape
 
 import numpy as np
 import pytest
 import torch
+from made_models import change_json, change_weights, make_tokenizer, save_checkpoint
 from scipy import stats
 
 from dpr.generation.decoding import MOST_QUERIES, Decoding
@@ -18,6 +20,9 @@ PASSAGES = [
     "two doses protect better than one",
 ]
 GREEDY = Decoding("greedy", max_length=5)
+LENGTHS = {"passage_max_length": 12, "query_max_length": 8}
+BART = {"head": "BartForConditionalGeneration", "decoder_start_token_id": 3, "eos_token_id": 3}
+T5 = {"decoder_start_token_id": 0}
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +214,203 @@ def test_no_passages_give_no_queries_and_one_string_is_refused(generator):
 def test_a_way_of_writing_out_of_range_is_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         replace(Decoding(), **changed)
+
+
+# --- other architectures -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["bert", "roberta", "xlm-roberta"])
+def warm(request, tmp_path_factory):
+    """A warm start from each architecture that allows one, with the model that it starts from."""
+    folder = tmp_path_factory.mktemp("warm")
+    model = save_checkpoint(folder, request.param)
+    return QueryGenerator.warm_started(folder, 1, device="cpu", **LENGTHS), model
+
+
+def test_a_warm_start_from_any_of_them_writes_what_transformers_writes(warm):
+    generator, _ = warm
+    expected = [by_transformers(generator, passage, do_sample=False) for passage in PASSAGES]
+    assert generator.generate(PASSAGES, GREEDY) == expected
+    for decoding in (Decoding("beam", 2, max_length=5, num_beams=3), Decoding("sample", 3, max_length=5)):
+        written = generator.generate(PASSAGES, decoding)
+        assert [len(queries) for queries in written] == [decoding.num_queries] * len(PASSAGES)
+        assert generator.generate(PASSAGES, decoding) == written
+
+
+def test_a_warm_start_from_any_of_them_has_its_weights_on_both_sides_and_attends_to_the_mean(warm):
+    generator, theirs = warm
+    model = generator.model.eval()
+    for name in ("embeddings.position_embeddings.weight", "encoder.layer.0.attention.self.key.weight"):
+        for side in (model.encoder, model.decoder.base_model):
+            assert torch.equal(side.state_dict()[name], theirs.state_dict()[name])
+    fields = generator.tokenizer(PASSAGES[:3], padding=True, return_tensors="pt")
+    fields = {name: fields[name] for name in ("input_ids", "attention_mask")}
+    [layer], taken = model.decoder.base_model.encoder.layer, []
+    layer.crossattention.output.dense.register_forward_hook(lambda *given: taken.append(given[-1]))
+    with torch.inference_mode():
+        states = model.get_encoder()(**fields)[0]
+        model(**fields, decoder_input_ids=torch.tensor([[2, 7, 9], [2, 8, 5], [2, 4, 6]]))
+    for text, number, row in zip(states, fields["attention_mask"].sum(dim=1), taken[0], strict=True):
+        mean = sum(text[:number]) / number
+        torch.testing.assert_close(row, mean.expand(3, -1), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["distilbert", "gpt2", "albert", "electra", "t5", "bart"])
+def test_an_encoder_that_cannot_become_a_decoder_is_refused_by_name(tmp_path, architecture):
+    save_checkpoint(tmp_path, architecture)
+    message = f"a warm start needs one of bert, roberta, xlm-roberta, got {architecture}"
+    with pytest.raises(ValueError, match=message):
+        QueryGenerator.warm_started(tmp_path, 1, **LENGTHS)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_a_tokenizer_that_marks_no_beginning_or_end_is_refused(tmp_path, architecture):
+    save_checkpoint(tmp_path, architecture, kind="no marks, no padding")
+    with pytest.raises(ValueError, match="no token that begins and none that ends a text"):
+        QueryGenerator.warm_started(tmp_path, 1, **LENGTHS)
+
+
+def make_bart(folder, **settings):
+    """A BART of 24 positions that is told where a query begins and ends."""
+    save_checkpoint(folder, "bart", positions=24, **BART)
+    return QueryGenerator.from_pretrained(folder, device="cpu", **{**LENGTHS, **settings})
+
+
+def make_warm(architecture, positions):
+    """Makes a generator of 24 positions for tokens from an encoder of so many."""
+
+    def make(folder, **settings):
+        save_checkpoint(folder, architecture, positions=positions, pad_token_id=positions - 25)
+        change_json(folder / "tokenizer_config.json", pad_token=["<pad>", "<unk>"][max(0, positions - 25)])
+        return QueryGenerator.warm_started(folder, 1, device="cpu", **{**LENGTHS, **settings})
+
+    return make
+
+
+READERS = {"bart": make_bart, "bert": make_warm("bert", 24), "roberta": make_warm("roberta", 26)}
+
+
+@pytest.mark.parametrize("make", READERS.values(), ids=READERS)
+def test_passages_are_read_up_to_the_last_position_and_no_further(tmp_path, make):
+    longest = make(tmp_path, passage_max_length=24)
+    assert len(longest.generate(["zinc " * 99, "bats"], GREEDY)) == 2
+    with pytest.raises(ValueError, match="reads at most 24 tokens, asked for passages of 25"):
+        make(tmp_path, passage_max_length=25)
+
+
+@pytest.mark.parametrize("make", READERS.values(), ids=READERS)
+def test_queries_beyond_the_last_position_are_refused_before_any_is_written(tmp_path, monkeypatch, make):
+    generator = make(tmp_path)
+    generator.model.generation_config.eos_token_id = None  # so that each query is as long as allowed
+    [[query]] = generator.generate(["zinc"], Decoding("greedy", max_length=23))
+    assert isinstance(query, str)
+    monkeypatch.setattr(generator.model, "generate", lambda **_: pytest.fail("began to write"))
+    done, decoding = [], Decoding("greedy", max_length=25)
+    message = r"writes at most 2[34] tokens, asked for 25 \(max_length\)"
+    with pytest.raises(ValueError, match=message):
+        generator.generate(PASSAGES, decoding)
+    with pytest.raises(ValueError, match=message):
+        next(generator.generate_blocks([PASSAGES], decoding, [0], progress=done.append))
+    assert done == []
+
+
+def test_a_t5_reads_and_writes_without_a_limit(tmp_path):
+    save_checkpoint(tmp_path, "t5", **T5)
+    generator = QueryGenerator.from_pretrained(
+        tmp_path, device="cpu", passage_max_length=2_000, query_max_length=8
+    )
+    shapes = []
+    generator.model.get_encoder().register_forward_pre_hook(
+        lambda _, args, named: shapes.append(named["input_ids"].shape), with_kwargs=True
+    )
+    generator.model.generation_config.eos_token_id = list(range(len(generator.tokenizer)))  # stop at once
+    assert len(generator.generate(["zinc " * 3_000], Decoding("greedy", max_length=2_000))) == 1
+    assert shapes == [(1, 2_000)]
+
+
+def test_a_prompt_leaves_one_token_of_a_passage_or_nothing_is_written(generator):
+    prompt = "what is asked of this: "
+    size = len(generator.tokenizer(prompt)["input_ids"])
+    made = {
+        length: QueryGenerator(
+            generator.model, generator.tokenizer, "x", GeneratorConfig(length, 8, prompt=prompt)
+        )
+        for length in (size, size + 1)
+    }
+    expected = [by_transformers(generator, f"{prompt}{word}", do_sample=False) for word in ("zinc", "bats")]
+    assert made[size + 1].generate(["zinc in the cold", "bats carry many"], GREEDY) == expected
+    message = escape(f"the prompt {prompt!r} leaves no room for a text in {size} tokens; shorten it")
+    with pytest.raises(ValueError, match=message):
+        made[size].generate(["zinc"], GREEDY)
+    for overflow in ("truncate", "max_chunk"):
+        with pytest.raises(ValueError, match=message):
+            next(made[size].generate_blocks([["zinc"]], GREEDY, [0], overflow))
+
+
+# --- weights -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("architecture", "how", "lost"),
+    [
+        ("t5", T5, "decoder.block.1.layer.1.EncDecAttention.k.weight"),
+        ("t5", T5, "encoder.final_layer_norm.weight"),
+        ("bart", BART, "model.decoder.layers.0.fc1.weight"),
+    ],
+)
+def test_a_generator_that_lacks_a_weight_is_refused_by_its_name(tmp_path, architecture, how, lost):
+    save_checkpoint(tmp_path, architecture, **how)
+    QueryGenerator.from_pretrained(tmp_path, device="cpu", **LENGTHS)
+    change_weights(tmp_path, lambda weights: {name: weights[name] for name in weights.keys() - {lost}})
+    with pytest.raises(ValueError, match=escape(f"lacks weights {lost} (1) than its config.json says")):
+        QueryGenerator.from_pretrained(tmp_path, device="cpu", **LENGTHS)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "how", "field", "layer"),
+    [
+        ("t5", T5, "num_decoder_layers", "decoder.block.1."),
+        ("t5", T5, "num_layers", "encoder.block.1."),
+        ("bart", BART, "decoder_layers", "model.decoder.layers.1."),
+    ],
+)
+def test_a_generator_with_a_layer_more_or_less_than_it_says_is_refused(
+    tmp_path, architecture, how, field, layer
+):
+    save_checkpoint(tmp_path, architecture, **how)
+    change_json(tmp_path / "config.json", **{field: 1})
+    with pytest.raises(ValueError, match=f"has other weights {layer}"):
+        QueryGenerator.from_pretrained(tmp_path, device="cpu", **LENGTHS)
+    change_json(tmp_path / "config.json", **{field: 3})
+    with pytest.raises(ValueError, match=f"lacks weights {layer.replace('1', '2')}"):
+        QueryGenerator.from_pretrained(tmp_path, device="cpu", **LENGTHS)
+
+
+def test_generator_weights_by_other_names_are_refused(tmp_path):
+    save_checkpoint(tmp_path, "t5", **T5)
+    change_weights(tmp_path, lambda weights: {f"student.{name}": weights[name] for name in weights})
+    with pytest.raises(ValueError, match=r"lacks weights decoder\.block\.0\."):
+        QueryGenerator.from_pretrained(tmp_path, device="cpu", **LENGTHS)
+
+
+def test_weights_that_older_t5_checkpoints_hold_besides_change_nothing(tmp_path):
+    save_checkpoint(tmp_path, "t5", **T5)
+    before = QueryGenerator.from_pretrained(tmp_path, device="cpu", **LENGTHS)
+
+    def as_of_old(weights):
+        copies = {
+            f"{side}.embed_tokens.weight": weights["shared.weight"].clone() for side in ("encoder", "decoder")
+        }
+        unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+        return {**weights, **copies, unused: torch.ones(32, 2)}
+
+    change_weights(tmp_path, as_of_old)
+    after = QueryGenerator.from_pretrained(tmp_path, device="cpu", **LENGTHS)
+    assert after.fingerprint == before.fingerprint
+    assert after.generate(PASSAGES, GREEDY) == before.generate(PASSAGES, GREEDY)
+
+
+# --- settings ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("field", ["passage_max_length", "query_max_length"])

@@ -1,4 +1,4 @@
-"""Batches: every text once, none over its budget, little padding; threads that leave no trace."""
+"""Texts as tokens, cut or split; batches of them, none over its budget; threads that leave no trace."""
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,8 +11,18 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from made_models import FRAMES, WORDS, chunks_by_hand, make_tokenizer
 
-from dpr.models.batching import checked_texts, one_ahead, pad_batch, token_batches, workers
+from dpr.models.batching import (
+    OVERFLOWS,
+    checked_texts,
+    one_ahead,
+    pad_batch,
+    padding_id,
+    token_batches,
+    tokenize,
+    workers,
+)
 
 LENGTHS = st.lists(st.integers(0, 40), max_size=60)
 BUDGETS = st.integers(1, 120)
@@ -192,6 +202,116 @@ def test_an_error_comes_where_its_result_would_have():
     assert next(results) == "a"
     with pytest.raises(ValueError, match=escape("second")):
         next(results)
+
+
+# --- tokenize ----------------------------------------------------------------------------------
+
+TEXT = " ".join(WORDS)
+FAST = [kind for kind in FRAMES if kind != "characters in Python"]  # a second to make
+PROMPTS = ["", "passage: ", "passage:", "zinc", " "]
+
+
+def as_lists(rows):
+    """Rows of arrays as rows of plain lists, once their dtype is the right one."""
+    assert {field.dtype for row in rows for field in row.values()} <= {np.dtype(np.int64)}
+    return [{name: field.tolist() for name, field in row.items()} for row in rows]
+
+
+def fields_of(kind, row):
+    """A row made by hand, with the fields alone that the tokenizer gives."""
+    return {name: row[name] for name in make_tokenizer(kind)("zinc")}
+
+
+@pytest.mark.parametrize("max_length", [18, 40])
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("kind", FRAMES)
+def test_a_chunk_is_the_prompts_tokens_and_the_next_of_the_text_in_their_frame(kind, prompt, max_length):
+    texts = ["zinc", "Do masks help?", TEXT * 3, "a", TEXT]
+    rows, owners = tokenize(make_tokenizer(kind), texts, prompt, max_length, "max_chunk")
+    expected = [chunks_by_hand(kind, text, prompt, max_length) for text in texts]
+    assert as_lists(rows) == [fields_of(kind, row) for chunks in expected for row in chunks]
+    assert owners.tolist() == [i for i, chunks in enumerate(expected) for _ in chunks]
+    assert max(map(len, expected)) > 1
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("kind", FRAMES)
+def test_a_text_that_fits_is_one_chunk_with_the_tokens_it_has_when_cut(kind, prompt):
+    texts = ["zinc", "Do masks help?", "a", "", "bats!"]
+    tokenizer = make_tokenizer(kind)
+    cut, chunks = (tokenize(tokenizer, texts, prompt, 40, overflow) for overflow in OVERFLOWS)
+    assert as_lists(chunks[0]) == as_lists(cut[0])
+    assert chunks[1].tolist() == cut[1].tolist() == [0, 1, 2, 3, 4]
+    for text, row in zip(texts, as_lists(cut[0]), strict=True):
+        if len(tokenizer(prompt + text)["input_ids"]):
+            assert row == dict(tokenizer(prompt + text))
+
+
+@given(
+    texts=st.lists(st.text("aAz !é口", min_size=1), min_size=1, max_size=4),
+    prompt=st.text("aA :", max_size=4),
+)
+@pytest.mark.parametrize("kind", FAST)
+def test_chunks_are_those_made_by_hand_whatever_the_texts(kind, texts, prompt):
+    rows, owners = tokenize(make_tokenizer(kind), texts, prompt, 14, "max_chunk")
+    expected = [chunks_by_hand(kind, text, prompt, 14) for text in texts]
+    assert as_lists(rows) == [fields_of(kind, row) for chunks in expected for row in chunks]
+    assert owners.tolist() == [i for i, chunks in enumerate(expected) for _ in chunks]
+
+
+@pytest.mark.parametrize("overflow", OVERFLOWS)
+@pytest.mark.parametrize("kind", FRAMES)
+def test_a_prompt_leaves_room_for_one_token_or_is_refused(kind, overflow):
+    tokenizer, (before, after) = make_tokenizer(kind), FRAMES[kind]
+    prompt_ids = tokenizer("passage:", add_special_tokens=False)["input_ids"]
+    enough = len(before) + len(prompt_ids) + 1 + len(after)
+    texts = [TEXT, "bats"]
+    rows, owners = tokenize(tokenizer, texts, "passage:", enough, overflow)
+    for owner, text in enumerate(texts):
+        of = [row["input_ids"] for row, number in zip(rows, owners, strict=True) if number == owner]
+        tokens = tokenizer("passage:" + text, add_special_tokens=False)["input_ids"]
+        first = [*prompt_ids, tokens[len(prompt_ids)]]
+        assert of[0].tolist() == [*(i for i, _ in before), *first, *(i for i, _ in after)]
+        assert len(of) == (1 if overflow == "truncate" else len(tokens) - len(prompt_ids))
+    message = f"the prompt 'passage:' leaves no room for a text in {enough - 1} tokens; shorten it"
+    for texts in (["bats"], [""], [TEXT]):
+        with pytest.raises(ValueError, match=escape(message)):
+            tokenize(tokenizer, texts, "passage:", enough - 1, overflow)
+
+
+@pytest.mark.parametrize("overflow", OVERFLOWS)
+@pytest.mark.parametrize("prompt", ["", "passage: " * 99])
+def test_no_texts_have_no_rows_whatever_the_prompt(prompt, overflow):
+    rows, owners = tokenize(make_tokenizer("bytes"), [], prompt, 8, overflow)
+    assert (rows, owners.tolist(), owners.dtype) == ([], [], np.int64)
+
+
+@pytest.mark.parametrize("overflow", OVERFLOWS)
+@pytest.mark.parametrize("kind", FRAMES)
+def test_empty_texts_alone_are_their_marks_or_a_token_of_padding_that_counts(kind, overflow):
+    before, after = FRAMES[kind]
+    rows, owners = tokenize(make_tokenizer(kind), ["", ""], "", 8, overflow)
+    marks = [*before, *after] or [(3, 0)]
+    row = {
+        "input_ids": [token for token, _ in marks],
+        "attention_mask": [1] * len(marks),
+        "token_type_ids": [segment for _, segment in marks],
+    }
+    assert as_lists(rows) == [fields_of(kind, row)] * 2
+    assert owners.tolist() == [0, 1]
+
+
+def test_a_row_is_padded_with_the_tokenizers_own_token_or_one_that_it_has():
+    from transformers import PreTrainedTokenizerFast
+
+    backend = make_tokenizer("no marks, no padding").backend_tokenizer
+    for named, token in (
+        ({"pad_token": "s", "eos_token": "</s>"}, backend.token_to_id("s")),
+        ({"pad_token": "<pad>"}, 0),
+        ({"eos_token": "</s>"}, 3),
+        ({}, 0),
+    ):
+        assert padding_id(PreTrainedTokenizerFast(tokenizer_object=backend, **named)) == token
 
 
 # --- checked_texts -----------------------------------------------------------------------------

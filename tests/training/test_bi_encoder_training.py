@@ -644,9 +644,8 @@ def test_killed_while_it_writes_its_description_it_begins_again(in_a_child, whol
     "left",
     [
         "checkpoints/checkpoint-6/model.safetensors",
-        ".model.abcd1234/README.md",
-        "..model.abcd1234.efgh567_/config.json",
-        ".history.jsonl.abcd1234.jsonl",
+        ".model.dpr-0123abcd/README.md",
+        ".history.jsonl.dpr-0123abcd.jsonl",
     ],
 )
 def test_what_a_kill_leaves_half_written_is_removed(in_a_child, whole_child, tmp_path, left):

@@ -29,7 +29,7 @@ ABOUT = {
     "versions": {"torch": "2.13.0"},
 }
 READS = "Pooling mean, similarity cosine, queries cut at 6 tokens and passages at 32; 1 encoder."
-KIND = ModelKind("A bi-encoder", READS, "sentence-transformers", "sentence-similarity", ("modules.json",))
+KIND = ModelKind("A bi-encoder", READS, "sentence-transformers", "sentence-similarity")
 TRAIN = {"loss": 2.5, "learning_rate": 1e-5, "step_s": 0.5}
 EVALUATION = {"eval_nDCG@10": 0.25, "eval_R@100": 1.0, "eval_loss": 2.0}
 

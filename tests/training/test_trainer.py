@@ -333,6 +333,7 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path):
         ("trainer_state.json", b"", "trainer_state.json is damaged"),
         ("whole.json", None, "writing it was broken off"),
         ("whole.json", b'{"model', "whole.json is damaged"),
+        ("trainer_state.json", b"\0" * len('{"best_global_step": 1}'), "trainer_state.json is damaged"),
     ],
 )
 def test_a_damaged_checkpoint_is_told_with_what_is_wrong(tmp_path, name, content, reason):

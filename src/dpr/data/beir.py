@@ -15,7 +15,7 @@ def read_beir(folder: Path | str, split: str = "test", name: str | None = None) 
     If there are train but no dev judgements, a fixed fifth of the train queries becomes the dev split.
 
     Args:
-        folder: A folder with corpus.jsonl, queries.jsonl and qrels/<split>.tsv files.
+        folder: A folder with corpus.jsonl, queries.jsonl and qrels/<split>.tsv files, plain or gzipped.
         split: `train`, `dev` or `test`.
         name: The collection's name; by default the folder's name.
 
@@ -26,21 +26,24 @@ def read_beir(folder: Path | str, split: str = "test", name: str | None = None) 
     Source: https://github.com/beir-cellar/beir/wiki/Load-your-custom-dataset
     """
     folder = Path(folder)
-    qrels_files = sorted((folder / "qrels").glob("*.tsv"))
-    for path in (folder / "corpus.jsonl", folder / "queries.jsonl"):
-        if not path.is_file() or not qrels_files:
-            missing = "qrels/*.tsv" if path.is_file() else path.name
+    qrels_files = sorted([*(folder / "qrels").glob("*.tsv"), *(folder / "qrels").glob("*.tsv.gz")])
+    files = {}
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        there = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
+        if not there or not qrels_files:
+            missing = "qrels/*.tsv" if there else name
             raise FileNotFoundError(
                 f"{folder}: no {missing}; "
-                "a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/<split>.tsv"
+                "a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/<split>.tsv, each perhaps as .gz"
             )
-    all_qrels = {path.stem: read_qrels(path) for path in qrels_files}
+        files[name] = there[0]
+    all_qrels = {path.name.split(".")[0]: read_qrels(path) for path in qrels_files}
     if "dev" not in all_qrels and len(all_qrels.get("train", ())) >= DEV_SHARE:
         all_qrels["train"], all_qrels["dev"] = hold_out_dev(all_qrels["train"])
     return Collection(
         name or folder.resolve().name,
-        read_corpus(folder / "corpus.jsonl"),
-        read_topics(folder / "queries.jsonl"),
+        read_corpus(files["corpus.jsonl"]),
+        read_topics(files["queries.jsonl"]),
         all_qrels,
         split,
     )

@@ -1,17 +1,17 @@
 """Downloading data: interrupted downloads are resumed, files are checked, archives unpacked safely."""
 
-import logging
+import errno
+import hashlib
 import lzma
 import time
 import zipfile
 import zlib
-from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import pooch
 import requests
 from tqdm import tqdm
+
+from dpr.files import errors_of, locked, temporary_folder
 
 BEIR_URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets"
 BEIR_MD5 = {
@@ -76,16 +76,20 @@ def download_beir(name: str, folder: Path | str, base_url: str = BEIR_URL) -> Pa
     target, part = Path(folder) / name, Path(folder) / f"{name}.zip.part"
     if target.is_dir():
         return target
-    pooch.get_logger().setLevel(logging.WARNING)
-    archive = pooch.retrieve(
-        f"{base_url}/{name}.zip",
-        known_hash=f"md5:{BEIR_MD5[name]}",
-        fname=f"{name}.zip",
-        path=folder,
-        downloader=partial(_download, part=part),
-    )
-    extract_zip(archive, target)
-    Path(archive).unlink()
+    with locked(Path(folder) / f".{name}.lock", wait=True):
+        if target.is_dir():  # by now
+            return target
+        archive, url = Path(folder) / f"{name}.zip", f"{base_url}/{name}.zip"
+        if not archive.is_file() or _md5(archive) != BEIR_MD5[name]:
+            _download(url, archive, part)
+        found = _md5(archive)
+        if found != BEIR_MD5[name]:
+            archive.unlink()
+            raise ValueError(
+                f"{url}: got md5 {found}, expected {BEIR_MD5[name]}; removed, the file there is another now"
+            )
+        extract_zip(archive, target)
+        archive.unlink()
     return target
 
 
@@ -112,22 +116,29 @@ def download_msmarco_tiny(folder: Path | str, base_url: str = MSMARCO_TINY_URL) 
     target = Path(folder) / "msmarco-tiny"
     if (target / MSMARCO_TINY).is_file():
         return target
-    target.mkdir(parents=True, exist_ok=True)
-    part, fetched = (target / f"{MSMARCO_TINY}{ending}" for ending in (".part", ".fetched"))
-    _download(f"{base_url}/{MSMARCO_TINY}", str(fetched), None, part)
-    data = fetched.read_bytes()
-    if (len(data), data.count(b"\n")) != (MSMARCO_TINY_BYTES, MSMARCO_TINY_LINES):
-        fetched.unlink()
-        raise ValueError(
-            f"{base_url}/{MSMARCO_TINY}: got {len(data):,} bytes and {data.count(10):,} lines, expected "
-            f"{MSMARCO_TINY_BYTES:,} and {MSMARCO_TINY_LINES:,}; removed, the file there is another one now"
-        )
-    fetched.replace(target / MSMARCO_TINY)
+    with locked(target / ".lock", wait=True):
+        if (target / MSMARCO_TINY).is_file():  # by now
+            return target
+        part, fetched = (target / f"{MSMARCO_TINY}{ending}" for ending in (".part", ".fetched"))
+        _download(f"{base_url}/{MSMARCO_TINY}", fetched, part)
+        data = fetched.read_bytes()
+        if (len(data), data.count(b"\n")) != (MSMARCO_TINY_BYTES, MSMARCO_TINY_LINES):
+            fetched.unlink()
+            raise ValueError(
+                f"{base_url}/{MSMARCO_TINY}: got {len(data):,} bytes and {data.count(10):,} lines, not "
+                f"{MSMARCO_TINY_BYTES:,} and {MSMARCO_TINY_LINES:,}; removed, the file there is another now"
+            )
+        fetched.replace(target / MSMARCO_TINY)
     return target
 
 
-def _download(url: str, output_file: str, _pooch: object, part: Path) -> None:
-    """Download `url` into `part`, with as many requests as needed, then rename it to `output_file`."""
+def _md5(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest()
+
+
+def _download(url: str, target: Path, part: Path) -> None:
+    """Download `url` into `part`, with as many requests as needed, then rename it to `target`."""
     furthest = failures = 0
     while True:
         try:
@@ -143,7 +154,7 @@ def _download(url: str, output_file: str, _pooch: object, part: Path) -> None:
                     f"{size:,} bytes are kept in {part}, call again to go on from there"
                 ) from error
             time.sleep(BACKOFF_S * 2**failures)
-    part.replace(output_file)
+    part.replace(target)
 
 
 def _fetch_rest(url: str, part: Path) -> None:
@@ -174,7 +185,8 @@ def _fetch_rest(url: str, part: Path) -> None:
             tqdm(total=total, initial=size, desc=url.rsplit("/", 1)[-1], unit="B", unit_scale=True) as bar,
         ):
             for chunk in response.iter_content(CHUNK_BYTES):
-                file.write(chunk)
+                with errors_of(part):
+                    file.write(chunk)
                 bar.update(len(chunk))
 
 
@@ -195,14 +207,14 @@ def extract_zip(archive: Path | str, folder: Path | str, max_bytes: float = 20e9
         FileNotFoundError: The archive does not exist.
         ValueError: `folder` exists; the archive cannot be unpacked, has no such top folder or is larger than
             `max_bytes`.
+        OSError: It cannot be written; the error names `folder`.
     """
     archive, folder = Path(archive), Path(folder)
     if not archive.is_file():
         raise FileNotFoundError(f"{archive}: no such file")
     if folder.exists():
         raise ValueError(f"{folder} exists already; remove it to unpack {archive.name} again")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+    with temporary_folder(folder) as temporary:
         try:
             with zipfile.ZipFile(archive) as opened:
                 total = sum(member.file_size for member in opened.infolist())  # zipfile unpacks no byte more
@@ -212,8 +224,12 @@ def extract_zip(archive: Path | str, folder: Path | str, max_bytes: float = 20e9
                     )
                 opened.extractall(temporary)  # zipfile writes nothing outside; links become files
         except UNREADABLE as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise OSError(
+                    error.errno, f"cannot unpack into it ({error.strerror})", str(folder)
+                ) from error
             raise ValueError(f"{archive}: cannot be unpacked ({error}); if damaged, fetch it again") from None
-        top = Path(temporary) / folder.name
+        top = temporary / folder.name
         if not top.is_dir():
             raise ValueError(f"{archive}: expected a folder {folder.name}/ in it, got none")
         top.rename(folder)

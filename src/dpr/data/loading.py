@@ -89,7 +89,7 @@ def load_training_data(name_or_file: str | Path, max_bad_lines: int = 0) -> Trai
     if slash:
         return TrainingData.from_collection(load_collection(collection, split))
     folder = find_data(name)
-    if name == "msmarco-tiny" and (folder is None or not any(folder.glob("*.tsv"))):
+    if name == "msmarco-tiny" and (folder is None or not _tsv_files(folder)):
         from dpr.data.download import download_msmarco_tiny
 
         folder = download_msmarco_tiny(project_root() / "data")
@@ -98,7 +98,12 @@ def load_training_data(name_or_file: str | Path, max_bad_lines: int = 0) -> Trai
             f"no training data {name!r}; known: msmarco-tiny, a folder in data/ or $DPR_DATA_DIR with a .tsv "
             f"file, a .tsv file's path, or a collection's split such as scifact/train"
         )
-    files = sorted(folder.glob("*.tsv"))
+    files = _tsv_files(folder)
     if len(files) != 1:
         raise ValueError(f"{folder}: expected one .tsv file of training data, found {len(files)}")
     return read_training_tsv(files[0], name, max_bad_lines)
+
+
+def _tsv_files(folder: Path) -> list[Path]:
+    """The .tsv files in a folder, plain or gzipped."""
+    return sorted([*folder.glob("*.tsv"), *folder.glob("*.tsv.gz")])

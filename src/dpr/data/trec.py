@@ -8,9 +8,10 @@ Source: https://github.com/usnistgov/trec_eval (form_res_rels.c, get_trec_result
 """
 
 import math
+import re
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from dpr.files import read_jsonl, read_lines, write_text
 
 Qrels = dict[str, dict[str, int]]
 NUMBERS = (float, int, np.floating, np.integer)
+# Names of columns, without "id" at the end
+HEADERS = {"query", "queries", "q", "question", "topic", "text", "title", "passage", "document", "doc"}
+HEADERS |= {"p", "d", "corpus", "pos", "positive", "neg", "negative", "anchor", ""}
 BEIR_HEADER = ["query-id", "corpus-id", "score"]
 
 
@@ -206,6 +210,11 @@ def read_qrels(path: Path | str) -> Qrels:
     return qrels
 
 
+def is_header(columns: Iterable[str]) -> bool:
+    """Whether all columns of a line are names that columns of queries and passages usually have."""
+    return all(re.sub(r"[\W_]+|ids?$", "", column.casefold()) in HEADERS for column in columns)
+
+
 def single(score: float) -> np.float32:
     """The score in single precision, as trec_eval stores it; infinite if it overflows."""
     with np.errstate(over="ignore"):
@@ -221,9 +230,9 @@ def _rank(text: str) -> float:
 
 
 def _number(text: str, where: str) -> float:
-    """Parse a finite number, or raise a ValueError that begins with `where`."""
+    """Parse a finite number in ASCII digits, or raise a ValueError that begins with `where`."""
     try:
-        value = float(text)
+        value = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
@@ -356,11 +365,12 @@ def read_topics(path: Path | str, field: str = "question") -> dict[str, str]:
 def _topic_records(path: Path, ending: str, field: str):
     """Yield (place in the file, query_id, text) for each query of a file in any of the three formats."""
     if ending == ".xml":
-        text = "\n".join(line for _, line in read_lines(path))
+        lines = dict(read_lines(path))
+        text = "\n".join(lines.get(number, "") for number in range(1, max(lines) + 1))
         try:
             root = ElementTree.fromstring(text)
         except ElementTree.ParseError as error:
-            raise ValueError(f"{path}: not XML ({error})") from None
+            raise ValueError(f"{path}:{error.position[0]}: not XML ({error})") from None
         for topic in root.iter("topic"):
             number = topic.get("number")
             if topic.find(field) is None:
@@ -374,4 +384,6 @@ def _topic_records(path: Path, ending: str, field: str):
             columns = line.split("\t")
             if len(columns) != 2:
                 raise ValueError(f"{path}:{number}: expected query_id⇥text, got {len(columns)} columns")
+            if number == 1 and is_header(columns):
+                raise ValueError(f"{path}:1: {line!r} looks like a header; remove the line")
             yield f"{path}:{number}", *columns

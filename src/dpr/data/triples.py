@@ -7,6 +7,7 @@ from pathlib import Path
 from dpr.data.examples import Mender, gather_examples
 from dpr.data.text import normalise, stable_hash
 from dpr.data.training_data import TrainingData
+from dpr.data.trec import is_header
 from dpr.files import read_lines
 
 ID = re.compile(r"[\w.:/-]*\d[\w.:/-]*", re.ASCII)
@@ -21,7 +22,8 @@ def read_training_tsv(path: Path | str, name: str = "", max_bad_lines: int = 0) 
         path: A UTF-8 file, plain or gzipped.
         name: The data's name; by default the file's name without its ending.
         max_bad_lines: Most bad lines that may be skipped. A line is bad if it has another number of
-            fields than the first line, an empty field, or a negative that equals the positive.
+            fields than the first line, an empty field, a carriage return inside, or a negative that equals
+            the positive, or if it is a header.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -36,7 +38,10 @@ def read_training_tsv(path: Path | str, name: str = "", max_bad_lines: int = 0) 
     for number, line in read_lines(path):
         fields = [mended(part).strip() for part in line.split("\t")]
         columns = columns or len(fields)
-        reason = _what_is_wrong(fields, columns)
+        reason = "it looks like a header" if number == 1 and is_header(fields) else ""
+        if "\r" in line:
+            reason = "a carriage return inside it: end lines with a line feed"
+        reason = reason or _what_is_wrong(fields, columns)
         if reason:
             bad.append(f"{path}:{number}: {reason}")
             if len(bad) > max_bad_lines:

@@ -1,7 +1,10 @@
 """Metrics of a run against judgements, computed by ranx, and of generated texts against references."""
 
+import os
+import tempfile
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -151,6 +154,8 @@ def _ranx_per_query(
         judged[row, : len(grades)] = [(number, grade) for number, (_, grade) in enumerate(grades)]
         found = docs[:deepest]
         hits[row, : len(found), 0] = [numbers.get(doc_id, -1) for doc_id in found]
+    # ranx imports ir_datasets, which makes a folder in the home folder and fails if it cannot
+    os.environ.setdefault("IR_DATASETS_HOME", str(Path(tempfile.gettempdir()) / "ir_datasets"))
     import ranx  # takes two seconds
 
     values = {m: getattr(ranx.metrics, RANX_NAMES[name])(judged, hits, k) for m, (name, k) in cutoffs.items()}

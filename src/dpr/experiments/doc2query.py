@@ -18,7 +18,7 @@ from dpr.data.trec import Run
 from dpr.evaluation.metrics import evaluate
 from dpr.experiments.results import Result, save_result
 from dpr.experiments.workspace import Workspace
-from dpr.files import write_text
+from dpr.files import check_name, crc32, read_json, write_text
 from dpr.generation.decoding import Decoding
 from dpr.generation.generate import Generated, generate_queries, read_queries, write_queries
 from dpr.generation.generator import QueryGenerator
@@ -183,11 +183,12 @@ class KeptGenerator:
             "overflow": overflow,
             "sampling_seed": self.space.profile.seeds[0],
         }
+        check_name(f"{self.tag}-{name}", "tag and name")
         path = self.space.runs / "queries" / f"{self.tag}-{name}.jsonl.gz"
         about = path.with_name(f"{self.tag}-{name}.json")
         if path.is_file() and about.is_file():
-            kept = json.loads(about.read_text(encoding="utf-8"))
-            if kept["made_of"] == made_of:
+            kept = read_json(about, "made_of", "num_skipped", "passages_per_s")
+            if kept["made_of"] == made_of and kept.get("crc32") in (None, crc32(path)):
                 return Generated(read_queries(path), kept["num_skipped"], kept["passages_per_s"])
         digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
         folder, seed = self.space.root / "build" / "queries" / digest, made_of["sampling_seed"]
@@ -196,6 +197,7 @@ class KeptGenerator:
         about.unlink(missing_ok=True)  # it must never describe other queries
         write_queries(path, found.queries)
         rest = {"num_skipped": found.num_skipped, "passages_per_s": found.passages_per_s}
+        rest["crc32"] = crc32(path)
         write_text(about, json.dumps({"made_of": made_of, **rest}, indent=1) + "\n")
         return found
 

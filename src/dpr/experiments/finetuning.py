@@ -102,12 +102,9 @@ def train_and_search(
     start = _with_passage_length(encoder, space.profile.training_length)
     path = space.kept_training(tag)
     kept = read_kept_training(path, describe_training(start, data, settings, validation, [tag]))
-    if kept is not None:
-        result = load_result(space.runs, tag)
-        used = {"passages": collection.fingerprint, "queries": collection.queries_fingerprint}
-        model = result.metadata["config"]["model"]
-        if result.metadata["fingerprints"] == used and model == kept.finished["searched"]:
-            return FineTuned(result, kept)
+    result = kept and _saved_result(space, tag, collection, kept.finished.get("searched"))
+    if result:
+        return FineTuned(result, kept)
     folder = space.model_folder(data.name, tag)
     trained = train(start, data, folder, settings, validation=validation, tags=[tag], callbacks=callbacks)
     ready = _with_passage_length(trained.encoder, space.profile.passage_max_length)
@@ -122,6 +119,17 @@ def train_and_search(
     )
     keep_training(path, trained, searched=result.metadata["config"]["model"])
     return FineTuned(result, trained)
+
+
+def _saved_result(space: Workspace, tag: str, collection: Collection, model: str | None) -> Result | None:
+    """The saved result of a model on this collection; None if it is of another one, missing or damaged."""
+    try:
+        result = load_result(space.runs, tag)
+    except (FileNotFoundError, ValueError):
+        return None
+    used = {"passages": collection.fingerprint, "queries": collection.queries_fingerprint}
+    same = result.metadata["fingerprints"] == used and result.metadata["config"].get("model") == model
+    return result if same else None
 
 
 def _with_passage_length(encoder: BiEncoder | TwoEncoders, length: int) -> BiEncoder | TwoEncoders:

@@ -12,7 +12,7 @@ from typing import Any
 from dpr.data.collection import Collection
 from dpr.data.trec import Run, read_run, write_run
 from dpr.evaluation.metrics import METRICS, Evaluation, evaluate
-from dpr.files import read_lines, write_text
+from dpr.files import check_name, crc32, read_json, read_lines, write_text
 from dpr.provenance import git_commit, hardware
 
 KEPT_DEPTH = 100  # hits per query in the saved run file; the .csv has metrics of deeper ranks
@@ -72,7 +72,7 @@ def save_result(
         ablation: Whether this is a variant that is left out of the results table.
 
     Raises:
-        ValueError: An error of `write_run` or `evaluate`.
+        ValueError: An error of `write_run` or `evaluate`, or a tag that cannot be a file's name.
     """
     evaluation, own = evaluate(collection.qrels, run, METRICS), collection.own_documents
     metadata = {
@@ -135,16 +135,18 @@ def save_mean_of_seeds(system: str, results: Sequence[Result]) -> Result:
 
 
 def _write(folder: Path, run: Run, metadata: dict[str, Any], evaluation: Evaluation) -> Result:
-    """Write the three files of a result."""
+    """Write the three files of a result; the .json, written last, has the checksums of the others."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["query_id", *METRICS])
     for query_id in next(iter(evaluation.per_query.values())):
         writer.writerow([query_id, *(f"{evaluation.per_query[m][query_id]:.6g}" for m in METRICS)])
-    path = folder / f"{run.tag}.trec.gz"
+    check_name(run.tag, "the run's tag")
+    path, csv_path, json_path = (folder / f"{run.tag}{ending}" for ending in (".trec.gz", ".csv", ".json"))
     write_run(path, run)
-    write_text(path.with_name(f"{run.tag}.csv"), table.getvalue())
-    write_text(path.with_name(f"{run.tag}.json"), json.dumps(metadata, indent=1, ensure_ascii=False) + "\n")
+    write_text(csv_path, table.getvalue())
+    metadata = {**metadata, "crc32": {file.name: crc32(file) for file in (path, csv_path)}}
+    write_text(json_path, json.dumps(metadata, indent=1, ensure_ascii=False) + "\n")
     return Result(run.tag, metadata["collection"], metadata, evaluation, path)
 
 
@@ -153,14 +155,20 @@ def load_result(folder: Path | str, system: str) -> Result:
 
     Raises:
         FileNotFoundError: A file is missing; the message says which notebooks write runs.
-        ValueError: The .csv is malformed, or its means are not those in the .json.
+        ValueError: A file is damaged or not the one that the .json was written with, the .csv is malformed,
+            or its means are not those in the .json.
     """
     folder = Path(folder)
+    check_name(system, "the system")
     paths = {ending: folder / f"{system}{ending}" for ending in (".trec.gz", ".json", ".csv")}
     for path in paths.values():
         if not path.is_file():
             raise FileNotFoundError(f"{path}: missing; notebooks 02 (BM25), 04 and 05 (dense) write runs")
-    metadata = json.loads(paths[".json"].read_text(encoding="utf-8"))
+    fields = ("collection", "metrics", "num_queries", "num_missing", "ablation", "fingerprints", "config")
+    metadata = read_json(paths[".json"], *fields)
+    for name, checksum in metadata.get("crc32", {}).items():
+        if crc32(folder / name) != checksum:
+            raise ValueError(f"{folder / name}: not the file that {system}.json was written with; run again")
     per_query = _read_table(paths[".csv"], metadata["num_queries"])
     means = {metric: sum(values.values()) / len(values) for metric, values in per_query.items()}
     for metric, mean in means.items():

@@ -14,6 +14,7 @@ from dpr.data.training_data import TrainingData, as_collection
 from dpr.data.trec import Run
 from dpr.experiments.profiles import Profile, get_profile
 from dpr.experiments.results import Result, save_result
+from dpr.files import check_name
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 from dpr.provenance import hardware
@@ -106,15 +107,20 @@ class Workspace:
 
     def model_folder(self, training_set: str, tag: str) -> Path:
         """The folder of the training with a tag on a training set: `models/<training set>/<tag>`."""
-        return self.models / training_set.replace("/", "-") / tag
+        return (
+            self.models
+            / check_name(training_set.replace("/", "-"), "the training set")
+            / check_name(tag, "tag")
+        )
 
     def kept_training(self, tag: str) -> Path:
         """The file with the record and history of a training: `runs/<collection>/training/<tag>.json`."""
-        return self.runs / "training" / f"{tag}.json"
+        return self.runs / "training" / f"{check_name(tag, 'tag')}.json"
 
     def index_folder(self, collection: Collection) -> Path:
         """The folder of the Lucene index of a collection's passages."""
-        return self.root / "build" / "indexes" / f"{collection.name}-{collection.fingerprint}"
+        name = check_name(collection.name.replace("/", "-"), "the collection")
+        return self.root / "build" / "indexes" / f"{name}-{collection.fingerprint}"
 
     def passage_vectors(
         self,

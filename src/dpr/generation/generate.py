@@ -85,7 +85,7 @@ def generate_queries(
     shards = ShardFolder(folder, manifest, len(passages), shard_size, ".jsonl")
     with shards.open_for_writing():
         seeds = {path: _shard_seed(seed, number) for number, path in enumerate(shards.items)}
-        missing = {path: rows for path, rows in shards.items.items() if not path.is_file()}
+        missing = {path: rows for path, rows in shards.items.items() if not shards.is_made(path)}
 
         def write(progress):
             blocks = ([passages[i].contents for i in rows] for rows in missing.values())

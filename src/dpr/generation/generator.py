@@ -311,7 +311,7 @@ class QueryGenerator:
         Raises:
             ValueError: `folder` exists and holds something other than a generator.
         """
-        with atomic_folder(folder, SETTINGS) as fresh:
+        with atomic_folder(folder, "a query generator") as fresh:
             self.model.save_pretrained(fresh)
             self.tokenizer.save_pretrained(fresh)
             write_text(fresh / SETTINGS, json.dumps(asdict(self.config), indent=1) + "\n")

@@ -12,7 +12,7 @@ from dpr.data.training_data import TrainingData
 from dpr.evaluation.metrics import score_texts
 from dpr.generation.collator import IGNORED, GeneratorCollator, token_loss
 from dpr.generation.decoding import Decoding
-from dpr.generation.generator import SETTINGS, QueryGenerator
+from dpr.generation.generator import QueryGenerator
 from dpr.training.dataset import Record
 from dpr.training.resume import MODEL, Training, check_training, train_or_resume, training_record
 from dpr.training.settings import PASSAGE_GAIN, GeneratorSettings
@@ -156,7 +156,6 @@ def train_generator(
             f"{config.query_max_length}.",
             "transformers",
             "text2text-generation",
-            (SETTINGS,),
         ),
         callbacks,
     )

@@ -23,7 +23,6 @@ from dpr.models.batching import MIN_LENGTH
 from dpr.models.pooling import POOLINGS, parse_pooling
 
 OWN_FORM, TRANSFORMER = "encoder.json", "transformer"
-MARKERS = ("modules.json", OWN_FORM)  # one of them is in every folder that `save_container` writes
 SIMILARITIES = ("cosine", "dot")
 OFFLINE_MODEL = "all-MiniLM-L6-v2"
 OFFLINE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -180,7 +179,7 @@ def save_random(folder: Path | str, like: str | Path, seed: int, **shape) -> Non
     if unknown:
         raise ValueError(f"{like}'s configuration has no {', '.join(unknown)}")
     config.update(shape)
-    with torch.random.fork_rng(), atomic_folder(folder, "config.json") as fresh:
+    with torch.random.fork_rng(), atomic_folder(folder, "a random checkpoint") as fresh:
         torch.manual_seed(seed)
         AutoModel.from_config(config).save_pretrained(fresh)
         AutoTokenizer.from_pretrained(path).save_pretrained(fresh)
@@ -217,7 +216,8 @@ def load_container(path: str, device: str | None):
     complete = is_sentence_transformer_model(path)
     subfolder = ""
     if complete:
-        subfolder = read_json(Path(load_file_path(path, "modules.json")))[0]["path"]
+        [first, *_] = json.loads(Path(load_file_path(path, "modules.json")).read_text(encoding="utf-8"))
+        subfolder = first["path"]
     refuse_custom_code(str(Path(path) / subfolder))
     plain = {} if complete else AutoConfig.from_pretrained(path, trust_remote_code=False).to_dict()
     if plain.get("model_type") == "dpr":
@@ -322,7 +322,7 @@ def save_container(container, config: EncoderConfig, folder: Path | str) -> None
     Raises:
         ValueError: `folder` holds something that is not a checkpoint.
     """
-    with atomic_folder(folder, *MARKERS) as fresh:
+    with atomic_folder(folder, "an encoder") as fresh:
         if config.pooling in POOLINGS:
             fit_container(container, config)
             container.save(str(fresh), create_model_card=False)

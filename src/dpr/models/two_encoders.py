@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dpr.files import atomic_folder
 from dpr.models.bi_encoder import BiEncoder
-from dpr.models.checkpoint import MARKERS, EncoderConfig
+from dpr.models.checkpoint import EncoderConfig
 
 
 class TwoEncoders:
@@ -68,6 +68,6 @@ class TwoEncoders:
         Raises:
             ValueError: `folder` holds something that is not a pair of encoders.
         """
-        with atomic_folder(folder, *(f"query/{marker}" for marker in MARKERS)) as fresh:
+        with atomic_folder(folder, "two encoders") as fresh:
             self.query.save(fresh / "query")
             self.passage.save(fresh / "passage")

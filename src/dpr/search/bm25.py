@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dpr.data.collection import Collection
 from dpr.data.trec import Run, checked_queries, ordered_hits, without_own_documents
 from dpr.evaluation.metrics import evaluate, split_metric
-from dpr.files import atomic_folder, write_text
+from dpr.files import atomic_folder, locked, read_json, settle, write_text
 from dpr.search.java import start_jvm
 
 K1, B = 0.9, 0.4  # Anserini's defaults, which the published figures use
@@ -93,11 +93,13 @@ class BM25:
         if not documents:
             raise ValueError(f"{collection.name}: no passage with a text to index")
         made_by = {"fingerprint": collection.fingerprint, "pyserini": version("pyserini")}
-        reused = _read_manifest(folder) == made_by
-        if not reused:
-            with atomic_folder(folder, MANIFEST) as fresh:
-                _index(documents, fresh / "lucene")
-                write_text(fresh / MANIFEST, json.dumps(made_by))
+        with locked(folder.parent / f".{folder.name}.lock", wait=True):
+            settle(folder)
+            reused = _read_manifest(folder) == made_by
+            if not reused:
+                with atomic_folder(folder, "a BM25 index") as fresh:
+                    _index(documents, fresh / "lucene")
+                    write_text(fresh / MANIFEST, json.dumps(made_by))
         index = cls(folder, collection, reused)
         if index.num_documents != len(documents):
             raise RuntimeError(
@@ -195,7 +197,7 @@ def _read_manifest(folder: Path) -> dict | None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return read_json(folder / MANIFEST)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{folder} is no index of ours ({error}); choose another folder or remove it"

@@ -7,9 +7,10 @@ the shards are joined into one array, which is read as a memory map.
 
 import io
 import json
+import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from errno import ENOSPC
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from dpr.data.collection import Collection
-from dpr.files import ShardFolder, atomic_path, write_text, writing
+from dpr.files import MANIFEST, ShardFolder, atomic_path, crc32, read_json, write_text, writing
 from dpr.models.batching import OVERFLOWS
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
@@ -38,12 +39,12 @@ class Encoded:
         doc_ids: Id of each row's document, in the collection's order; with chunks, once per chunk.
         columns: Pooling → its columns in `rows`.
         chunks: Whether a document may have several rows.
-        texts_per_s: Passages encoded per second, over all attempts.
+        texts_per_s: Passages encoded per second, over all attempts; NaN if that was lost.
     """
 
     folder: Path
-    rows: np.ndarray
-    doc_ids: list[str]
+    rows: np.ndarray = field(repr=False)
+    doc_ids: list[str] = field(repr=False)
     columns: dict[str, slice]
     chunks: bool
     texts_per_s: float
@@ -138,11 +139,7 @@ def _encode_missing(shards: ShardFolder, encoder: BiEncoder, collection: Collect
     """Encode and write each missing shard; with chunks, a second file holds each row's passage."""
     manifest = shards.manifest
     chunks = manifest["overflow"] == "max_chunk"
-    missing = {
-        path: rows
-        for path, rows in shards.items.items()
-        if not (path.is_file() and (not chunks or path.with_suffix(".owners.npy").is_file()))
-    }
+    missing = {path: rows for path, rows in shards.items.items() if not shards.is_made(path)}
     _check_space(shards, sum(map(len, missing.values())))
     blocks = ([collection.passages[i].contents for i in rows] for rows in missing.values())
 
@@ -157,9 +154,18 @@ def _encode_missing(shards: ShardFolder, encoder: BiEncoder, collection: Collect
 
     def save(path, rows, found):
         vectors, owners = found
+        with np.errstate(over="ignore"):
+            kept = vectors.astype(manifest["dtype"], copy=False)
+        bad = np.flatnonzero(~np.isfinite(kept).all(axis=1))
+        if len(bad):
+            doc_id = collection.passages[rows.start + owners[bad[0]]].doc_id
+            raise ValueError(
+                f"{shards.folder}: the vector of document {doc_id}, computed in {manifest['precision']}, is "
+                f"not finite in {manifest['dtype']}; use float32"
+            )
         if chunks:
             _save(path.with_suffix(".owners.npy"), owners + rows.start)
-        _save(path, vectors.astype(manifest["dtype"], copy=False))
+        _save(path, kept)
 
     shards.fill(missing, encode, save, f"{encoder.name}: passages", "text")
 
@@ -187,8 +193,6 @@ def _assemble(shards: ShardFolder) -> None:
     folder, manifest = shards.folder, shards.manifest
     shape = (sum(len(_load(path)) for path in shards.items), _width(manifest))
     header = {"descr": np.dtype(manifest["dtype"]).str, "fortran_order": False, "shape": shape}
-    with writing(folder / TIMING):
-        write_text(folder / TIMING, json.dumps({"seconds": shards.seconds()}))
     if manifest["overflow"] == "max_chunk":
         owners = np.concatenate([_load(path.with_suffix(".owners.npy")) for path in shards.items])
         with writing(folder / OWNERS):
@@ -198,6 +202,11 @@ def _assemble(shards: ShardFolder) -> None:
         np.lib.format.write_array_header_1_0(stream, header)
         for path in shards.items:
             stream.write(np.ascontiguousarray(_load(path)).data)
+        stream.close()
+        about = {"seconds": shards.seconds(), "crc32": crc32(temporary)}
+        if manifest["overflow"] == "max_chunk":
+            about["crc32_owners"] = crc32(folder / OWNERS)
+        write_text(folder / TIMING, json.dumps(about))
 
 
 def _width(manifest: dict[str, Any]) -> int:
@@ -214,15 +223,23 @@ def _load(path: Path) -> np.ndarray:
 
 
 def _open(folder: Path, manifest: dict[str, Any], doc_ids: list[str]) -> Encoded:
-    """Open the vectors in a complete folder."""
+    """Open the vectors in a complete folder; without its `TIMING`, speed and checksums are unknown."""
     chunks = manifest["overflow"] == "max_chunk"
+    about = read_json(folder / TIMING, "seconds") if (folder / TIMING).is_file() else {"seconds": math.nan}
+    for name, checksum in ((VECTORS, "crc32"), (OWNERS, "crc32_owners")):
+        if checksum in about and about[checksum] != crc32(folder / name):
+            raise ValueError(f"{folder / name}: damaged; delete the folder {folder} and encode again")
     if chunks:
-        doc_ids = [doc_ids[i] for i in np.load(folder / OWNERS)]
+        doc_ids = [doc_ids[i] for i in _load(folder / OWNERS)]
     ends = np.cumsum([dimension for _, dimension in manifest["poolings"]]).tolist()
     columns = {
         pooling: slice(end - dimension, end)
         for (pooling, dimension), end in zip(manifest["poolings"], ends, strict=True)
     }
-    seconds = json.loads((folder / TIMING).read_text(encoding="utf-8"))["seconds"]
     vectors = _load(folder / VECTORS)
-    return Encoded(folder, vectors, doc_ids, columns, chunks, manifest["num_passages"] / seconds)
+    if vectors.shape != (len(doc_ids), _width(manifest)) or vectors.dtype != manifest["dtype"]:
+        raise ValueError(
+            f"{folder / VECTORS}: {vectors.dtype} {vectors.shape} is not what {MANIFEST} says; delete the "
+            "folder and encode again"
+        )
+    return Encoded(folder, vectors, doc_ids, columns, chunks, manifest["num_passages"] / about["seconds"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dpr.data.trec import Run, check_id, ordered_hits, text_id, without_own_documents
-from dpr.files import atomic_folder, read_lines, write_text
+from dpr.files import atomic_folder, crc32, read_json, read_lines, settle, write_text
 from dpr.models.checkpoint import SIMILARITIES
 from dpr.search.engines import (
     BATCH,
@@ -23,7 +23,8 @@ from dpr.search.engines import (
 
 KINDS = tuple(SETTINGS)
 UNIT = 1e-6  # how far a length may be from 1 to count as 1
-FORMAT = 2
+FORMAT = 3
+MOST_HALF = float(np.finfo(np.float16).max)
 
 
 class Index:
@@ -167,27 +168,41 @@ class Index:
         Raises:
             ValueError: `folder` holds something that is not an index.
         """
-        about = {"format": FORMAT, "kind": self.kind, "similarity": self.similarity}
-        with atomic_folder(folder, "index.json") as fresh:
+        about = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "similarity": self.similarity,
+            "rows": len(self.doc_ids),
+        }
+        with atomic_folder(folder, "an index of vectors") as fresh:
             self._engine.save(fresh)
             write_text(fresh / "doc_ids.txt", "".join(f"{doc_id}\n" for doc_id in self.doc_ids))
             about |= {"chunks": self.chunks, "dimension": self.dimension, "settings": self.settings}
+            about["crc32"] = {path.name: crc32(path) for path in sorted(fresh.iterdir())}
             write_text(fresh / "index.json", json.dumps(about, indent=1))
 
     @classmethod
     def load(cls, folder: Path | str) -> "Index":
-        """Read a saved index; the vectors of an exact index stay on disk as a memory map.
+        """Read a saved index and check that no file of it has changed.
+
+        The vectors of an exact index stay on disk as a memory map.
 
         Raises:
             FileNotFoundError: There is no index in `folder`.
-            ValueError: The index has another format.
+            ValueError: The index has another format or is damaged; the message names the file.
         """
         folder = Path(folder)
+        settle(folder.resolve())
         if not (folder / "index.json").is_file():
             raise FileNotFoundError(f"{folder}: no index.json; build_index(…).save(folder) writes one")
-        about = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        if about.get("format") != FORMAT:
-            raise ValueError(f"{folder}: format {about.get('format')}, expected {FORMAT}; build it again")
+        about = read_json(folder / "index.json", "format")
+        if about["format"] != FORMAT:
+            raise ValueError(f"{folder}: format {about['format']}, expected {FORMAT}; build it again")
+        fields = ("kind", "similarity", "settings", "rows", "dimension", "chunks", "crc32")
+        about = read_json(folder / "index.json", *fields)
+        for name, checksum in about["crc32"].items():
+            if not (folder / name).is_file() or crc32(folder / name) != checksum:
+                raise ValueError(f"{folder / name}: missing or damaged; build the index again")
         kind, settings = about["kind"], about["settings"]
         if kind == "exact":
             engine = ExactEngine.load(folder)
@@ -196,6 +211,10 @@ class Index:
         else:
             engine = FaissEngine.load(folder)
         doc_ids = [line for _, line in read_lines(folder / "doc_ids.txt")]
+        if len(doc_ids) != about["rows"]:
+            raise ValueError(
+                f"{folder}: {len(doc_ids)} doc_ids for {about['rows']} rows; build the index again"
+            )
         index = cls(kind, about["similarity"], settings, doc_ids, about["chunks"], about["dimension"], engine)
         return index.with_search(**{n: v for n, v in settings.items() if n in SEARCH_SETTINGS})
 
@@ -229,8 +248,8 @@ def build_index(
 
     Raises:
         ValueError: An unknown kind, similarity or setting; a wrong shape or dtype; ids that do not fit
-            the rows or repeat; values not finite; a zero vector under cosine; too few vectors for
-            the kind to learn from; or hnswlib is not installed.
+            the rows or repeat; values not finite, also in half precision for `faiss-sqfp16`; a zero vector
+            under cosine; too few vectors for the kind to learn from; or hnswlib is not installed.
 
     Source: Malkov and Yashunin 2018 (HNSW); Jégou, Douze and Schmid 2011 (inverted lists, product
     quantisation).
@@ -254,6 +273,8 @@ def build_index(
         )
     lengths = checked_lengths(passage_emb, "passage_emb", similarity, dimension)
     chosen = chosen_settings(kind, settings, count, dimension)
+    if kind == "faiss-sqfp16" and similarity == "dot" and np.abs(passage_emb).max() > MOST_HALF:
+        raise ValueError(f"{kind}: a value is beyond the {MOST_HALF:,.0f} of half precision; use faiss-flat")
     scaled = similarity == "cosine" and np.abs(lengths - 1).max() > UNIT
     scale = (1 / lengths).astype(np.float32) if scaled else None
     if kind == "exact":

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 MIN_JAVA = 21
+TIMEOUT_S = 20  # for Java to say its version
 
 
 def start_jvm(memory: str = "4g") -> None:
@@ -38,7 +39,13 @@ def start_jvm(memory: str = "4g") -> None:
     # default collector lets garbage grow to gigabytes before it looks (3.1 GB in place of 1.0, no quicker)
     collector = ("-XX:+UseParallelGC", "-Xmn128m")
     jnius_config.add_options(f"-Xmx{memory}", "-Xrs", "-Xss8m", *collector)
-    import jnius  # importing it starts Java
+    outside, os.environ["LC_ALL"] = os.environ.get("LC_ALL"), "C.UTF-8"  # for Java's file names
+    try:
+        import jnius  # importing it starts Java
+    finally:
+        os.environ.pop("LC_ALL")
+        if outside is not None:
+            os.environ["LC_ALL"] = outside
 
     log4j = jnius.autoclass("org.apache.logging.log4j.core.config.Configurator")
     log4j.setRootLevel(jnius.autoclass("org.apache.logging.log4j.Level").WARN)
@@ -71,11 +78,14 @@ def find_java() -> Path:
 
 
 def _java_version(home: Path) -> int | None:
-    """The major version that `home/bin/java` prints; None if it cannot be executed."""
+    """The major version that `home/bin/java` prints; None if it cannot be executed or does not answer."""
     java = home / "bin" / "java"
     if not os.access(java, os.X_OK):
         return None
-    printed = subprocess.run([java, "-version"], capture_output=True, text=True).stderr
+    try:
+        printed = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=TIMEOUT_S).stderr
+    except (OSError, subprocess.TimeoutExpired):
+        return None
     match = re.search(r'version "(?:1\.)?(\d+)', printed)
     return int(match.group(1)) if match else None
 

@@ -20,7 +20,6 @@ from dpr.data.collection import Collection
 from dpr.data.training_data import TrainingData
 from dpr.evaluation.metrics import evaluate
 from dpr.models.bi_encoder import BiEncoder
-from dpr.models.checkpoint import MARKERS
 from dpr.models.two_encoders import TwoEncoders
 from dpr.search.index import build_index
 from dpr.training.collator import Collator
@@ -225,7 +224,6 @@ def train(
             _reads(encoder),
             "sentence-transformers",
             "sentence-similarity",
-            (*MARKERS, *(f"query/{marker}" for marker in MARKERS)),
         ),
         callbacks,
     )

@@ -14,11 +14,21 @@ from transformers import TrainerCallback, TrainerState
 
 from dpr.data.text import text_key
 from dpr.data.training_data import TrainingData
-from dpr.files import atomic_folder, remove_temporary, write_text
+from dpr.files import (
+    LOCK,
+    TEMPORARY,
+    atomic_folder,
+    locked,
+    read_json,
+    read_jsonl,
+    remove_abandoned,
+    settle,
+    write_text,
+)
 from dpr.provenance import git_commit, hardware
 from dpr.training.settings import LoopSettings
 from dpr.training.tracking import HISTORY, RECORD, FileTracker, ModelKind, model_card, tensorboard
-from dpr.training.trainer import LoggedTrainer, usable_checkpoint
+from dpr.training.trainer import LoggedTrainer, checkpoints_in, usable_checkpoint
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
 # Trainings that agree in these parts are the same one; the rest says where and by which code it was made
@@ -139,16 +149,39 @@ def train_or_resume(
         callbacks: Further callbacks of the Trainer.
 
     Raises:
-        ValueError: `folder` holds another training, or something else.
+        ValueError: `folder` holds another training, or something else; or another process trains in it.
     """
+    others = [e.name for e in folder.iterdir() if e.name != LOCK] if folder.is_dir() else []
+    if others and not (folder / RECORD).is_file() and not all(map(TEMPORARY.fullmatch, others)):
+        raise ValueError(f"{folder} is not empty and holds no training; give another folder")
+    if not _is_finished(folder, record):
+        with locked(folder / LOCK):
+            remove_abandoned(folder)
+            settle((folder / MODEL).resolve())
+            if not _is_finished(folder, record):  # by now
+                _claim(folder, record)
+                if not (folder / MODEL).is_dir():
+                    _train(folder, make_trainer(folder / CHECKPOINTS), save, kind, callbacks)
+                for checkpoint in checkpoints_in(folder / CHECKPOINTS):
+                    shutil.rmtree(checkpoint, ignore_errors=True)
+                if (folder / CHECKPOINTS).is_dir() and not any((folder / CHECKPOINTS).iterdir()):
+                    (folder / CHECKPOINTS).rmdir()
+    return Training(
+        [line for _, line in read_jsonl(folder / HISTORY)],
+        read_json(folder / MODEL / RECORD, *IDENTITY, "steps", "best_step"),
+        folder,
+    )
+
+
+def _is_finished(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the folder holds this training, finished and tidied up."""
+    if not (folder / MODEL).is_dir() or not (folder / RECORD).is_file():
+        return False
+    half_written = any(TEMPORARY.fullmatch(entry.name) for entry in folder.iterdir())
+    if half_written or checkpoints_in(folder / CHECKPOINTS):
+        return False
     _claim(folder, record)
-    if not (folder / MODEL).is_dir():
-        _train(folder, make_trainer(folder / CHECKPOINTS), save, kind, callbacks)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    remove_temporary(folder, MODEL)
-    lines = (folder / HISTORY).read_text(encoding="utf-8").splitlines()
-    finished = json.loads((folder / MODEL / RECORD).read_text(encoding="utf-8"))
-    return Training([json.loads(line) for line in lines], finished, folder)
+    return True
 
 
 def keep_training(path: Path, training: Training, **more) -> None:
@@ -176,7 +209,7 @@ def read_kept_training(path: Path, record: Mapping[str, Any]) -> Training | None
     """
     if not path.is_file():
         return None
-    kept = json.loads(path.read_text(encoding="utf-8"))
+    kept = read_json(path, *IDENTITY, "history", "steps", "best_step")
     if any(kept[part] != record[part] for part in IDENTITY):
         return None
     return Training(kept.pop("history"), kept, path.parent)
@@ -185,13 +218,9 @@ def read_kept_training(path: Path, record: Mapping[str, Any]) -> Training | None
 def _claim(folder: Path, record: Mapping[str, Any]) -> None:
     """Write the record into the folder, or check that the record there is of the same training."""
     if not (folder / RECORD).is_file():
-        for half_written in folder.glob(f".{RECORD}.*"):
-            half_written.unlink()
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} is not empty and holds no training; give another folder")
         write_text(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         return
-    there = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    there = read_json(folder / RECORD, *IDENTITY)
     for part in IDENTITY:
         if there[part] != record[part]:
             old, new = there[part] or {}, record[part] or {}
@@ -219,9 +248,9 @@ def _train(folder, trainer, save, kind, callbacks) -> None:
     if best_step != state.global_step:
         best = checkpoints / f"checkpoint-{best_step}" / "model.safetensors"
         safetensors.torch.load_model(trainer.model, best)
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    record = read_json(folder / RECORD)
     finished = {"best_step": best_step, "steps": state.global_step, **record}
-    with atomic_folder(folder / MODEL, *kind.markers) as fresh:
+    with atomic_folder(folder / MODEL, kind.what.lower()) as fresh:
         save(fresh)
         write_text(fresh / RECORD, json.dumps(finished, indent=1, ensure_ascii=False) + "\n")
         write_text(fresh / "README.md", model_card(folder.name, kind, finished, state.log_history))

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from dpr.files import write_text
+from dpr.files import read_json, write_text
 from dpr.training.settings import PASSAGE_GAIN, TEXT_METRICS, VALIDATION_METRICS
 
 RECORD, HISTORY = "training.json", "history.jsonl"
@@ -105,7 +105,7 @@ class NeptuneTracker(TrainerCallback):
             first = next((line.strip() for line in lines if line.strip(" -")), "")
             warnings.warn(f"Neptune is left out: {type(error).__name__}: {first}", stacklevel=2)
             return
-        record = json.loads((Path(args.output_dir).parent / RECORD).read_text(encoding="utf-8"))
+        record = read_json(Path(args.output_dir).parent / RECORD)
         self._run["sys/tags"].add(record.pop("tags"))
         for path, value in flatten(record).items():
             self._run[path] = value
@@ -145,14 +145,12 @@ class ModelKind(NamedTuple):
         reads: How it reads texts, as a sentence.
         library: The library that loads it.
         pipeline: The name of its task on the Hugging Face hub.
-        markers: File names; a folder with such a model holds at least one of them.
     """
 
     what: str
     reads: str
     library: str
     pipeline: str
-    markers: tuple[str, ...]
 
 
 def model_card(

@@ -2,23 +2,31 @@
 
 import json
 import math
-import resource
+import re
+import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from dpr.data.training_data import TrainingData
-from dpr.files import write_text
+from dpr.files import read_json, write_text
 from dpr.training.dataset import TrainingSequence
 from dpr.training.settings import LoopSettings
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 WHOLE = "whole.json"  # written last into a checkpoint: name of each file → its bytes
+STATE = "trainer_state.json"
 KEPT_CHECKPOINTS = 3  # the newest one, the best one, and one to fall back to
 
 
@@ -98,11 +106,26 @@ class LoggedTrainer(Trainer):
         safetensors.torch.save_model(self.model, f"{output_dir}/model.safetensors", {"format": "pt"})
 
     def _save_checkpoint(self, model, trial) -> None:
-        """Save a checkpoint, then write the sizes of its files to mark it as complete."""
-        super()._save_checkpoint(model, trial)
+        """Save a checkpoint, write the sizes of its files to mark it as complete, and remove the oldest."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except (
+            OSError,
+            RuntimeError,
+            safetensors.SafetensorError,
+        ) as error:  # torch's say nothing of a full disk
+            free = shutil.disk_usage(self.args.output_dir).free
+            message = f"cannot write a checkpoint ({error}), {free / 2**20:,.0f} MiB are free"
+            raise OSError(
+                getattr(error, "errno", None), f"{message}; earlier ones are kept", str(folder)
+            ) from error
         sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         write_text(folder / WHOLE, json.dumps(sizes, indent=1))
+        there = checkpoints_in(folder.parent)
+        kept = (folder.name, f"checkpoint-{self.state.best_global_step}")
+        for checkpoint in [c for c in there if c.name not in kept][: max(0, len(there) - KEPT_CHECKPOINTS)]:
+            shutil.rmtree(checkpoint)
 
 
 class _LastStep(TrainerCallback):
@@ -168,7 +191,6 @@ def training_arguments(
         eval_steps=every,
         save_strategy="steps" if folder else "no",
         save_steps=every,
-        save_total_limit=KEPT_CHECKPOINTS,
         metric_for_best_model=f"eval_{settings.metric}" if evaluates else None,
         greater_is_better=True if evaluates else None,
         restore_callback_states_from_checkpoint=True,
@@ -186,10 +208,21 @@ def training_arguments(
 
 
 def memory_bytes() -> int:
-    """Peak memory of this process so far, in bytes: of the GPU if there is one, else of the machine."""
+    """Peak memory of this process so far, in bytes: of the GPU if there is one, else of the machine.
+
+    On Windows, which does not say it, 0.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    if resource is None:
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first; no other names, such as `checkpoint-2-backup`."""
+    paths = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 def usable_checkpoint(folder: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
@@ -203,12 +236,10 @@ def usable_checkpoint(folder: Path) -> tuple[Path | None, list[tuple[Path, str]]
     """
     usable: list[Path] = []
     damaged: list[tuple[Path, str]] = []
-    paths = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for path in paths:
+    for path in checkpoints_in(folder):
         reason = _damage(path)
         if not reason:
-            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            best = state["best_global_step"]
+            best = read_json(path / STATE, "best_global_step")["best_global_step"]
             if best and f"checkpoint-{best}" not in {other.name for other in (*usable, path)}:
                 reason = f"its best checkpoint, of step {best}, is damaged or missing"
         if reason:
@@ -223,7 +254,7 @@ def _damage(path: Path) -> str:
     if not (path / WHOLE).is_file():
         return "writing it was broken off"
     try:
-        sizes = json.loads((path / WHOLE).read_text(encoding="utf-8"))
+        sizes = read_json(path / WHOLE)
     except ValueError:
         return f"{WHOLE} is damaged"
     for name, size in sizes.items():
@@ -231,4 +262,8 @@ def _damage(path: Path) -> str:
             return f"{name} is missing"
         if (path / name).stat().st_size != size:
             return f"{name} is damaged"
+    try:
+        read_json(path / STATE, "best_global_step")
+    except ValueError:
+        return f"{STATE} is damaged"
     return ""
