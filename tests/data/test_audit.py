@@ -2,11 +2,13 @@
 
 import math
 import random
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_data import debates
 
 from dpr.data.audit import Audit, audit_collection, token_lengths
 from dpr.data.beir import read_beir
@@ -106,6 +108,53 @@ def test_documents_without_content_are_not_duplicates_of_each_other():
     assert audit.empty == ["a", "b"]
     assert audit.title_only == ["c", "e"]
     assert audit.duplicate_texts == ["d", "e"]
+
+
+def test_queries_that_are_documents_are_told_from_those_that_share_an_id_or_a_text():
+    whole = debates()
+    texts = {
+        **whole.all_queries,
+        "zoos-con": "why are zoos bad",  # the id of a document alone
+        "cars-con": whole.all_queries["pets-pro"].upper(),  # the id of one, the text of another
+        "new": f"On sugar  {whole.all_queries['sugar-pro']}",  # a text with its title
+        "unlike": "anything else",
+        "unjudged": whole.all_queries["space-pro"],
+    }
+    qrels = {**whole.qrels, **dict.fromkeys(("new", "unlike"), {"zoos-pro": 1})}
+    audit = audit_collection(replace(whole, all_queries=texts, all_qrels={"test": qrels}))
+    assert audit.queries_as_documents == sorted(set(whole.doc_ids) - {"zoos-con", "cars-con"})
+    assert audit.ids_as_documents == ["zoos-con", "cars-con"]
+    assert audit.texts_as_documents == ["cars-con", "new"]
+    rows = dict(audit.rows())
+    assert rows["… that are a document themselves, by id and text"] == "10"
+    assert rows["… with the id of a document, but another text"] == "2"
+    assert rows["… with the text of a document, but another id"] == "2"
+
+
+def test_a_query_that_has_the_text_of_a_second_document_is_counted_twice():
+    passages = [Passage("a", "", "Bees eat"), Passage("b", "Bees", "eat"), Passage("c", "", "nectar")]
+    queries = {"a": "bees eat", "c": "Nectar", "d": "bees  EAT"}
+    made = Collection("made", passages, queries, {"test": dict.fromkeys(queries, {"c": 0, "a": 0})})
+    audit = audit_collection(made)
+    assert audit.queries_as_documents == ["a", "c"]
+    assert audit.texts_as_documents == ["a", "d"]
+    assert audit.ids_as_documents == []
+
+
+def test_documents_judged_relevant_to_themselves_are_counted_by_their_ids_alone():
+    whole = debates()
+    qrels = {query_id: {query_id: 1} for query_id in whole.qrels}
+    audit = audit_collection(replace(whole, all_qrels={"test": qrels}))
+    assert audit.queries_as_documents == []
+    assert audit.ids_as_documents == list(whole.queries)
+
+
+def test_queries_of_another_split_are_not_counted_as_documents():
+    whole = debates()
+    qrels = {"test": {"new": {"zoos-pro": 1}}, "train": whole.qrels}
+    made = replace(whole, all_queries={**whole.all_queries, "new": "new"}, all_qrels=qrels)
+    assert audit_collection(made).queries_as_documents == []
+    assert len(audit_collection(made.with_split("train")).queries_as_documents) == 12
 
 
 def test_the_table_says_what_was_counted(ailing_collection):

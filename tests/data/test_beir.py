@@ -161,6 +161,7 @@ def test_a_title_may_be_left_out_and_a_text_may_be_empty(tmp_path):
         ({"_id": "d7\n", "text": "a"}, "_id 'd7\\n' must be a string without white space"),
         ({"_id": "d\u30007", "text": "a"}, "_id 'd\\u30007' must be a string without white space"),
         ({"_id": "d1", "text": "another"}, "_id d1 comes twice"),
+        ({"_id": "d\ud83d", "text": "a"}, "_id 'd\\ud83d' holds half a character (a lone surrogate)"),
         (["d7", "a"], "expected a JSON object, got list"),
     ],
 )
@@ -198,6 +199,46 @@ def test_any_corpus_file_is_read_or_refused_by_name(scratch, data):
 def test_a_corpus_that_is_missing_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=escape(f"{tmp_path / 'corpus.jsonl'}: no such file")):
         read_corpus(tmp_path / "corpus.jsonl")
+
+
+def test_half_a_character_in_documents_is_replaced_and_the_first_line_and_number_said(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    records = [
+        '{"_id": "whole", "title": "\\ud83d\\ude00", "text": "an emoji of two halves"}',
+        '{"_id": "text", "title": "whole", "text": "cut \\ud83d here"}',
+        '{"_id": "title", "title": "\\ude00\\ud83d", "text": "whole"}',
+        '{"_id": "both", "title": "x\\udfff", "text": "\\ud800"}',
+    ]
+    path.write_text("\n".join([records[0], "", *records[1:]]), encoding="utf-8")
+    message = f"3 documents held half a character (a lone surrogate), now \ufffd; first {path}:3"
+    with pytest.warns(UserWarning, match=f"^{escape(message)}$") as warned:
+        passages = read_corpus(path)
+    assert len(warned) == 1
+    assert passages == [
+        Passage("whole", "\U0001f600", "an emoji of two halves"),
+        Passage("text", "whole", "cut \ufffd here"),
+        Passage("title", "\ufffd\ufffd", "whole"),
+        Passage("both", "x\ufffd", "\ufffd"),
+    ]
+    assert "\n".join(field for p in passages for field in p).encode("utf-8")
+
+
+@pytest.mark.filterwarnings("error")
+def test_documents_of_whole_characters_give_no_warning(tmp_path):
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "d", "text": "\\ud83d\\ude00 \ufffd"}', encoding="utf-8")
+    assert read_corpus(tmp_path / "corpus.jsonl") == [Passage("d", "", "\U0001f600 \ufffd")]
+
+
+def test_a_folder_with_half_characters_has_a_fingerprint_and_reads_alike_each_time(tiny_beir_folder):
+    for name in ("corpus", "queries"):
+        path = tiny_beir_folder / f"{name}.jsonl"
+        path.write_text(path.read_text().replace("vitamin", "vita\\ud83dmin"), encoding="utf-8")
+    with pytest.warns(UserWarning, match="half a character") as warned:
+        first, again = read_beir(tiny_beir_folder), read_beir(tiny_beir_folder)
+    assert [str(w.message).split(":")[-1] for w in warned] == ["2", "2", "2", "2"]
+    assert first.by_id["d2"].text == "Sunlight makes vita\ufffdmin D in the skin."
+    assert first.queries["q2"] == "where does vita\ufffdmin D come from"
+    assert first.fingerprint == again.fingerprint
 
 
 # --- real collections --------------------------------------------------------------------------

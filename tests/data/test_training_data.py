@@ -231,6 +231,52 @@ def test_the_name_of_a_gzipped_file_is_without_both_endings(tmp_path):
     assert read_training_tsv(tmp_path / "pairs.tsv.gz").name == "pairs"
 
 
+# --- files of ids ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ["121352\t2912791\t7282917", "634306\t3947\t2"],
+        ["q12\tD1234\tD99", "q7\tD8\tD1"],
+        ["MED-10\tMED-2427"],
+        ["1090270\tmarco_doc_17_3", "65\tmarco_doc_09_1"],
+        ["t-7\thttp://made.up/doc/7.html"],
+        ["q1\tD1234"] * 3,
+    ],
+)
+def test_a_file_of_ids_is_refused_by_name_and_first_query(read, tmp_path, rows):
+    first = rows[0].split("\t")[0]
+    message = f"{tmp_path / 'made.tsv'}: its columns are ids such as {first}, not texts; put the texts"
+    with pytest.raises(ValueError, match=escape(message)):
+        read("\n".join(rows))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ["蜂は何を食べるか\t蜂は花の蜜を吸う。\t川は長い。"],
+        ["蜂2匹\t蜂は花の蜜を2回吸う。"],
+        ["蜜蜂吃什么\t蜜蜂采蜜。"],
+        ["ผึ้งกินอะไร\tผึ้งดูดน้ำหวาน"],
+        ["bees\tnectar\tsalt"],
+        ["B12\tvitamin"],
+        ["2 + 2\t4"],
+        ["1912\tthe year of 1,000 storms"],
+        ["q12\tD1234\tD99", "q13\tD1\tsome text"],
+        ["some text\tD1", "q13\tD2"],
+    ],
+)
+def test_a_file_with_a_text_in_it_is_read_however_short_or_without_spaces(read, rows):
+    expected = [(query, {positive: 1}, others) for query, positive, *others in (r.split("\t") for r in rows)]
+    assert in_words(read("\n".join(rows))) == expected
+
+
+def test_bad_lines_do_not_make_texts_of_ids(read):
+    with pytest.raises(ValueError, match=r"made\.tsv: its columns are ids such as q1, not texts"):
+        read("q1\tD1\na line without a tab\nq2\tD2\n", max_bad_lines=1)
+
+
 # --- mending -----------------------------------------------------------------------------------
 
 
@@ -276,6 +322,65 @@ def test_a_text_of_which_mending_leaves_nothing_makes_a_bad_line(read, bad):
     data = read(f"good\tone\n{bad}\n", max_bad_lines=1)
     assert in_words(data) == [("good", {"one": 1}, [])]
     assert len(data.preparation.bad_lines) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "in HTML write &lt;b&gt; and &amp;amp; for an ampersand",
+        "&#8220;quoted&#8221; &eacute;t&eacute;",
+        "“curly” and ‘single’",
+        "ﬁrst ﬂoor",
+        "Ｗｉｄｅ ｶﾅ",
+        "e\u0301 in two parts",
+        "蜂は花の蜜を吸う。",
+    ],
+)
+def test_a_passage_is_trained_on_as_it_is_searched(text):
+    passages = [Passage("with", "On text", text), Passage("without", "", f" {text}\n")]
+    qrels = {"t": {"with": 1, "without": 0}}
+    collection = Collection("made", passages, {"t": f"{text}?"}, {"train": qrels}, "train")
+    data = TrainingData.from_collection(collection)
+    assert data.passages == {p.doc_id: p.contents for p in passages}
+    assert in_words(data) == [(f"{text}?", {f"On text {text}": 1}, [text])]
+    assert data.preparation.num_mended == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "dropped"),
+    [
+        ("what is a café", True),
+        ("What  is a CAFÃ©", True),
+        ("what is a cafe", False),
+        ("what is a cafÃ©?", False),
+    ],
+)
+def test_a_query_is_left_out_if_only_one_side_was_decoded_wrongly(asked, dropped):
+    for query in ("what is a cafÃ©", "what is a café"):
+        data = data_of(Example("q1", query, {"a": 1}), Example("q2", "other", {"a": 1}))
+        test = collection_of({"t": asked}, {"t": {"d": 1}}, {"d": "d"}, "test")
+        rest = data.without_queries(test)
+        assert [e.query_id for e in rest.examples] == (["q2"] if dropped else ["q1", "q2"])
+
+
+def test_a_passage_decoded_wrongly_has_the_key_of_the_right_one_and_is_no_negative_of_it():
+    data = data_of(Example("q1", "one", {"a": 1}), Example("q2", "two", {"b": 1}), a="a café", b="A cafÃ©")
+    assert data.text_keys["a"] == data.text_keys["b"]
+    with pytest.raises(ValueError, match="query q1: b is a positive of it and not a negative"):
+        data.with_negatives({"q1": ["b"]}, data.passages)
+
+
+def test_queries_alike_but_for_decoding_are_one_when_sets_are_merged():
+    first = data_of(Example("q1", "what is a café", {"a": 1}))
+    second = data_of(Example("q1", "What is a cafÃ©", {"b": 1}))
+    assert in_words(merge("both", first, second)) == [
+        ("what is a café", {"text of a": 1, "text of b": 1}, [])
+    ]
+
+
+def test_training_data_of_a_thousand_examples_is_shown_in_a_line():
+    assert len(repr(numbered(1000))) < 300
+    assert repr(numbered(1000)) == "TrainingData(name='made')"
 
 
 # --- TrainingData ------------------------------------------------------------------------------

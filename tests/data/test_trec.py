@@ -14,7 +14,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpr.data.trec import Run, ordered_hits, read_qrels, read_run, read_topics, single, write_run
+from dpr.data.trec import (
+    Run,
+    ordered_hits,
+    read_qrels,
+    read_run,
+    read_topics,
+    single,
+    without_own_documents,
+    write_run,
+)
 
 LARGEST = 3.4028234663852886e38  # of single precision
 
@@ -439,6 +448,29 @@ def test_topics_that_are_wrong_are_refused_by_name(tmp_path, name, content, mess
         read_topics(path)
 
 
+def test_half_a_character_in_queries_is_replaced_and_the_first_line_and_number_said(tmp_path):
+    texts = ["whole", "cut \\ud83d here", "\\ud83d\\ude00 whole", "\\ude00"]
+    lines = [f'{{"_id": "q{n}", "text": "{text}"}}' for n, text in enumerate(texts)]
+    path = write_lines(tmp_path / "queries.jsonl", lines[0], "", *lines[1:])
+    message = f"2 queries held half a character (a lone surrogate), now \ufffd; first {path}:3"
+    with pytest.warns(UserWarning, match=f"^{escape(message)}$") as warned:
+        topics = read_topics(path)
+    assert len(warned) == 1
+    assert topics == {"q0": "whole", "q1": "cut \ufffd here", "q2": "\U0001f600 whole", "q3": "\ufffd"}
+
+
+@pytest.mark.filterwarnings("error")
+def test_queries_of_whole_characters_give_no_warning(tmp_path):
+    path = write_lines(tmp_path / "queries.jsonl", '{"_id": "q", "text": "\\ud83d\\ude00 \ufffd"}')
+    assert read_topics(path) == {"q": "\U0001f600 \ufffd"}
+
+
+def test_half_a_character_in_the_id_of_a_query_is_refused(tmp_path):
+    path = write_lines(tmp_path / "queries.jsonl", '{"_id": "q\\ud83d", "text": "whole"}')
+    with pytest.raises(ValueError, match=escape(f"{path}:1: query id 'q\\ud83d' holds half a character")):
+        read_topics(path)
+
+
 def test_a_query_id_with_white_space_is_refused(tmp_path):
     path = write_lines(tmp_path / "queries.jsonl", '{"_id": "q 1", "text": "do masks help"}')
     with pytest.raises(ValueError, match=escape(f"{path}:1")):
@@ -601,3 +633,47 @@ def test_ids_that_are_whole_numbers_become_text_and_others_are_refused():
     for bad in (None, 1.0, True, ("a",)):
         with pytest.raises(ValueError, match="an id must be a string or a whole number, got"):
             Run({"q": {bad: 1.0}})
+
+
+NO_SCORES = [math.nan, math.inf, -math.inf, np.float32("nan"), np.float16("inf"), "1.0", None, [1.0], 1j, ""]
+
+
+@pytest.mark.parametrize("score", NO_SCORES, ids=repr)
+def test_a_score_that_is_no_finite_number_is_refused_by_query_and_document(score):
+    message = f"query 7, document d2: score {score!r} is not a finite number"
+    with pytest.raises(ValueError, match=escape(message)):
+        Run({"q": {"d1": 1.0}, 7: {"d1": 2.0, "d2": score}})
+
+
+@pytest.mark.parametrize("number", [int, float, np.float16, np.float32, np.float64, np.int64, np.uint8])
+def test_a_score_may_be_any_number_of_python_or_numpy(number):
+    assert Run({"q": {"a": number(3), "b": number(0)}}) == {"q": {"a": 3, "b": 0}}
+
+
+@pytest.mark.parametrize("hits", [None, [("q", "d", 1.0)], {"q": ["d"]}, {"q": None}, {"q": {"d"}}, "run"])
+def test_what_is_no_mapping_of_mappings_is_no_run(hits):
+    with pytest.raises(ValueError, match="expected query_id → doc_id → value, got"):
+        Run(hits)
+
+
+def test_a_run_over_a_thousand_queries_is_shown_in_a_line():
+    run = Run({f"q{n}": {f"d{m}": float(m) for m in range(1000)} for n in range(1000)}, "bm25")
+    assert repr(run) == "<Run bm25: 1,000 queries, 1,000,000 hits>"
+
+
+@given(
+    run=st.dictionaries(st.sampled_from("abcd"), st.dictionaries(st.sampled_from("abcde"), scores)),
+    own=st.sets(st.sampled_from("abcx")),
+    depth=st.integers(1, 5),
+)
+def test_a_query_that_is_a_document_loses_that_hit_alone_before_the_cut(run, own, depth):
+    before = Run(run, "tag")
+    found = without_own_documents(before, own, depth)
+    expected = {}
+    for query_id, scores in run.items():
+        ordered = [d for d in in_trec_order(scores) if not (d == query_id and query_id in own)]
+        expected[query_id] = {d: scores[d] for d in ordered[:depth]}
+    assert {q: list(hits.items()) for q, hits in found.items()} == {
+        q: list(hits.items()) for q, hits in expected.items()
+    }
+    assert (found.tag, before) == ("tag", run)

@@ -18,7 +18,7 @@ import nbformat
 
 from dpr.data.loading import project_root
 from dpr.experiments.profiles import get_profile
-from dpr.files import atomic_path
+from dpr.files import atomic_path, crc32, locked, read_json, write_text
 from dpr.provenance import hardware
 
 PARAMETER = re.compile(r"^([A-Z][A-Z0-9_]*)(\s*=\s*)(.+?)(\s*#.*)?$")
@@ -142,6 +142,9 @@ def extract_figures(notebook: Path, folder: Path) -> list[Path]:
 def run_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
     """Execute the notebooks in order; on `sample` also print about how long the rest will take.
 
+    If all were to be executed and that was interrupted, notebooks already done are not executed again, as
+    long as no code and no notebook has changed since.
+
     Args:
         command: `run` writes everything to build/<profile>; `runs` writes run files to runs/ and
             notebooks to build/<profile>; `render` writes both over the committed files.
@@ -149,7 +152,7 @@ def run_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
         only: Numbers of the notebooks to execute, such as `02`; empty for all.
 
     Raises:
-        ValueError: An unknown profile, or a number without a notebook.
+        ValueError: An unknown profile, a number without a notebook, or another process doing the same.
         FileNotFoundError: No notebooks are found, as this was not started in the repository.
     """
     get_profile(profile)
@@ -162,11 +165,25 @@ def run_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
         raise ValueError(f"no notebook {', '.join(unknown)}; there are {', '.join(all_paths)}")
     paths = [path for number, path in all_paths.items() if not only or number in only]
     build = root / "build" / Path(profile).name
+    with locked(build / ".lock"):
+        _run(command, profile, paths, build, None if only or command != "run" else build / ".unfinished.json")
+
+
+def _run(command: str, profile: str, paths: Sequence[Path], build: Path, journal: Path | None) -> None:
+    """Execute notebooks as `run_all` does; the journal records those that are done until all are."""
+    state, done = _state_of_code(paths), {}
+    if journal and journal.is_file():
+        found = read_json(journal, "state", "done")
+        done = found["done"] if found["state"] == state else {}
     if os.environ.get("DPR_DATA_DIR"):  # as kernels start in notebooks/
         os.environ["DPR_DATA_DIR"] = str(Path(os.environ["DPR_DATA_DIR"]).resolve())
     figures, took, expected = [], 0.0, 0.0
     for number, path in enumerate(paths, start=1):
         target = path if command == "render" else build / "notebooks" / path.name
+        if path.name in done and target.is_file():
+            print(f"{path.name} was done before the interruption ({number} of {len(paths)})", flush=True)
+            figures += sorted((build / "figures").glob(f"{path.stem}-*.png"))
+            continue
         print(f"{path.name} on {profile} …", flush=True)
         parameters = {"PROFILE": profile}
         if command != "render":
@@ -174,10 +191,15 @@ def run_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
         seconds = execute_notebook(path, target, parameters)
         if command != "render":
             figures += extract_figures(target, build / "figures")
+        if journal:
+            done[path.name] = seconds
+            write_text(journal, json.dumps({"state": state, "done": done}))
         took, expected = took + seconds, expected + SAMPLE_SECONDS.get(path.name[:2], 0)
         rest = sum(SAMPLE_SECONDS.get(p.name[:2], 0) for p in paths[number:]) * took / max(expected, 1)
         left = f", about {rest / 60:.1f} min left" if rest and profile == "sample" else ""
         print(f"{path.name} done in {seconds:.0f} s ({number} of {len(paths)}){left}", flush=True)
+    if journal:
+        journal.unlink(missing_ok=True)
     if command == "run":
         from dpr.experiments.report import results_table
 
@@ -187,6 +209,12 @@ def run_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
         print(f"figures:   {build / 'figures'} ({len(figures)})")
 
 
+def _state_of_code(notebooks: Sequence[Path]) -> str:
+    """A hash of the package's code and of notebooks."""
+    package = Path(__file__).parents[1]
+    return f"{crc32(*sorted(package.rglob('*.py')), *notebooks):08x}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; `make help` lists its usual calls."""
     parser = argparse.ArgumentParser(prog="python -m dpr.experiments.notebooks", description=__doc__)
@@ -194,10 +222,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--profile", required=True)
     parser.add_argument("--only", nargs="*", default=[], help="numbers of the notebooks to execute, as 02")
     given = parser.parse_args(arguments)
+    sys.stdout.reconfigure(errors="replace")  # a terminal may know only ASCII
     try:
         run_all(given.command, given.profile, given.only)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from here")
 
 
 if __name__ == "__main__":

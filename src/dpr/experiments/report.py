@@ -159,6 +159,7 @@ def draw(root: Path) -> None:
 
 def main() -> None:
     """Fill the README's tables from runs/ and draw its figure."""
+    sys.stdout.reconfigure(errors="replace")  # a terminal may know only ASCII
     root = project_root()
     readme = root / "README.md"
     try:

@@ -12,7 +12,7 @@ from dpr.data.collection import Collection
 from dpr.data.loading import load_collection, load_training_data, project_root
 from dpr.data.training_data import TrainingData, as_collection
 from dpr.data.trec import Run
-from dpr.experiments.profiles import Profile, get_profile
+from dpr.experiments.profiles import PROFILES, Profile, get_profile
 from dpr.experiments.results import Result, save_result
 from dpr.files import check_name
 from dpr.models.bi_encoder import BiEncoder
@@ -45,6 +45,11 @@ class Workspace:
             output: The folder to write everything to; empty for the repository itself.
         """
         return cls(get_profile(profile), Path(output) if output else project_root())
+
+    @property
+    def known(self) -> bool:
+        """Whether the profile is one of `PROFILES`, whose data is known, and not somebody's folder."""
+        return self.profile.name in PROFILES
 
     @cached_property
     def splits(self) -> dict[str, Collection]:

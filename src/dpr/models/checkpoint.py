@@ -182,7 +182,7 @@ def save_random(folder: Path | str, like: str | Path, seed: int, **shape) -> Non
     with torch.random.fork_rng(), atomic_folder(folder, "a random checkpoint") as fresh:
         torch.manual_seed(seed)
         AutoModel.from_config(config).save_pretrained(fresh)
-        AutoTokenizer.from_pretrained(path).save_pretrained(fresh)
+        AutoTokenizer.from_pretrained(path, trust_remote_code=False).save_pretrained(fresh)
 
 
 def load_container(path: str, device: str | None):
@@ -283,7 +283,7 @@ def _convert_dpr(path: str, config: Mapping[str, Any], folder: str) -> None:
     known = transformers.BertConfig().to_dict()
     bert.config = transformers.BertConfig(**{k: v for k, v in config.items() if k in known})
     bert.save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(path).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False).save_pretrained(folder)
 
 
 def fit_container(container, config: EncoderConfig) -> None:
