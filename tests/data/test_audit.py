@@ -120,7 +120,7 @@ def test_queries_that_are_documents_are_told_from_those_that_share_an_id_or_a_te
         "unlike": "anything else",
         "unjudged": whole.all_queries["space-pro"],
     }
-    qrels = {**whole.qrels, **dict.fromkeys(("new", "unlike"), {"zoos-pro": 1})}
+    qrels = {**whole.qrels, "new": {"zoos-pro": 1}, "unlike": {"zoos-pro": 1}}
     audit = audit_collection(replace(whole, all_queries=texts, all_qrels={"test": qrels}))
     assert audit.queries_as_documents == sorted(set(whole.doc_ids) - {"zoos-con", "cars-con"})
     assert audit.ids_as_documents == ["zoos-con", "cars-con"]
@@ -134,7 +134,7 @@ def test_queries_that_are_documents_are_told_from_those_that_share_an_id_or_a_te
 def test_a_query_that_has_the_text_of_a_second_document_is_counted_twice():
     passages = [Passage("a", "", "Bees eat"), Passage("b", "Bees", "eat"), Passage("c", "", "nectar")]
     queries = {"a": "bees eat", "c": "Nectar", "d": "bees  EAT"}
-    made = Collection("made", passages, queries, {"test": dict.fromkeys(queries, {"c": 0, "a": 0})})
+    made = Collection("made", passages, queries, {"test": {q: {"a": 0, "c": 0} for q in queries}})
     audit = audit_collection(made)
     assert audit.queries_as_documents == ["a", "c"]
     assert audit.texts_as_documents == ["a", "d"]

@@ -128,3 +128,24 @@ def test_a_query_that_nothing_answers_is_listed_too():
 def test_a_hit_outside_the_collection_is_refused(worded_collection):
     with pytest.raises(ValueError, match=r"not in .*: a run over other documents"):
         length_by_rank(worded_collection, {"q1": {"zz": 1.0}})
+
+
+def test_documents_without_spaces_are_as_long_as_their_characters():
+    passages = [
+        Passage("ja", "蜂", "蜂は花の蜜を吸う。"),
+        Passage("th", "", "ผึ้ง"),
+        Passage("en", "", "bees eat nectar"),
+        Passage("both", "", "iPS細胞 and bees"),
+    ]
+    collection = Collection("made", passages, {"q": "bees"}, {"test": {"q": {"ja": 1, "en": 1}}})
+    run = {"q": {"ja": 4.0, "th": 3.0, "en": 2.0, "both": 1.0}}
+    by_rank, of_all, of_relevant = length_by_rank(collection, run, depth=4)
+    np.testing.assert_array_equal(by_rank, [10, 4, 3, 5])
+    assert (of_all, of_relevant) == (4.5, 6.5)
+
+
+def test_a_relevant_document_without_title_is_shown_by_its_first_words_in_any_script():
+    text = "蜂は花の蜜を吸う。冬は巣の中にいる。"
+    collection = Collection("made", [Passage("d", "", text)], {"q": "蜂"}, {"test": {"q": {"d": 1}}})
+    run = {"q": {"d": 1.0}}
+    assert query_differences(collection, run, run)[0].relevant == f"{text[:12]} …"

@@ -7,13 +7,15 @@ from collections import Counter
 from re import escape
 
 import ir_measures
+import numpy as np
 import pytest
 import pytrec_eval
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from made_data import debates
 
 from dpr.data.trec import Run, read_qrels, read_run
-from dpr.evaluation.metrics import METRICS, evaluate, score_texts
+from dpr.evaluation.metrics import METRICS, evaluate, score_texts, split_metric
 from dpr.training.settings import TEXT_METRICS
 
 OFFICIAL_RUNS = (
@@ -184,6 +186,177 @@ def test_grades_below_zero_count_as_zero(grades, scores):
     lowered = {d: grade or -7 for d, grade in grades.items()}
     raised = {d: max(0, grade) for d, grade in grades.items()}
     assert evaluate({"q": lowered}, {"q": scores}) == evaluate({"q": raised}, {"q": scores})
+
+
+# --- hits that are left out --------------------------------------------------------------------
+
+BY_IR_MEASURES = {
+    "nDCG@10": ir_measures.nDCG @ 10,
+    "R@100": ir_measures.R @ 100,
+    "AP@1000": ir_measures.AP @ 1000,
+    "P@10": ir_measures.P @ 10,
+    "RR": ir_measures.RR,
+    "bpref": ir_measures.Bpref,
+}
+
+
+def of_ir_measures(qrels, run):
+    """Means over all judged queries, which count as 0 without hits: metric → mean."""
+    totals = dict.fromkeys(BY_IR_MEASURES, 0.0)
+    names = {measure: name for name, measure in BY_IR_MEASURES.items()}
+    for found in ir_measures.iter_calc(list(names), qrels, {q: hits for q, hits in run.items() if hits}):
+        totals[names[found.measure]] += found.value
+    return {name: total / len(qrels) for name, total in totals.items()}
+
+
+def drawn_run(query_ids, docs, seed):
+    """For each query all documents in an order of their own, without ties."""
+    rng = np.random.default_rng(seed)
+    return {q: {d: float(rank) for rank, d in enumerate(rng.permutation(docs))} for q in query_ids}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_query_that_is_a_document_is_scored_as_if_that_hit_had_been_removed(seed):
+    collection = debates()
+    run = drawn_run(collection.queries, collection.doc_ids, seed)
+    for query_id in ("zoos-pro", "cars-con"):  # as a search would find it: itself first
+        run[query_id][query_id] = 99.0
+    removed = {q: {d: s for d, s in hits.items() if d != q} for q, hits in run.items()}
+    found = evaluate(collection.qrels, run, list(BY_IR_MEASURES), own_documents=collection.own_documents)
+    assert found.means == pytest.approx(of_ir_measures(collection.qrels, removed))
+    assert found == evaluate(collection.qrels, removed, list(BY_IR_MEASURES))
+    assert found.means["nDCG@10"] > evaluate(collection.qrels, run).means["nDCG@10"]
+
+
+@given(
+    qrels=st.dictionaries(st.sampled_from(["d1", "d2", "q"]), grades, min_size=1),
+    run=st.dictionaries(st.sampled_from(["d1", "d2", "q"]), hits, min_size=1),
+    own=st.sets(st.sampled_from(["d1", "d2", "d3", "q", "unknown"])),
+    judged_only=st.booleans(),
+)
+def test_what_is_left_out_counts_as_if_the_run_never_had_it(qrels, run, own, judged_only):
+    by_hand = {}
+    for query_id, scores in run.items():
+        by_hand[query_id] = {}
+        for doc_id, score in scores.items():
+            itself = doc_id == query_id and query_id in own
+            if not itself and (not judged_only or doc_id in qrels.get(query_id, {})):
+                by_hand[query_id][doc_id] = score
+    assume(qrels.keys() & run.keys())
+    asked = [*METRICS, *TREC_NAMES]
+    found = evaluate(qrels, run, asked, own_documents=frozenset(own), judged_only=judged_only)
+    assert found == evaluate(qrels, by_hand, asked)
+
+
+def test_without_the_hits_that_nobody_judged_the_ranks_close_up():
+    qrels = {"q": {"good": 2, "fair": 1, "bad": 0}, "r": {"good": 1}}
+    run = {"q": {"x": 5.0, "bad": 4.0, "y": 3.0, "good": 2.0}, "r": {"x": 1.0}}
+    found = evaluate(qrels, run, ["RR@10", "P@2", "AP@1000", "judged@10"], judged_only=True)
+    assert found.per_query["RR@10"] == {"q": 1 / 2, "r": 0.0}
+    assert found.per_query["P@2"] == {"q": 1 / 2, "r": 0.0}
+    assert found.per_query["AP@1000"] == {"q": 1 / 2 / 2, "r": 0.0}
+    assert found.per_query["judged@10"] == {"q": 1.0, "r": 0.0}
+    assert (found.num_queries, found.num_missing) == (2, 1)
+    assert evaluate(qrels, run, ["RR@10"]).per_query["RR@10"] == {"q": 1 / 4, "r": 0.0}
+
+
+@pytest.mark.parametrize("judged_only", [True, False])
+def test_bpref_is_the_same_whether_or_not_unjudged_hits_are_left_out(judged_only):
+    qrels = {"q": {"a": 1, "b": 1, "n": 0, "m": 0}}
+    run = {"q": {"x": 6.0, "n": 5.0, "a": 4.0, "y": 3.0, "b": 2.0}}
+    found = evaluate(qrels, run, ["bpref"], judged_only=judged_only).means["bpref"]
+    assert found == pytest.approx((1 - 1 / 2) * 2 / 2)
+    assert of_ir_measures(qrels, run)["bpref"] == pytest.approx(found)
+
+
+# --- runs without hits -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", [{"q1": {}, "q2": {}}, {"q1": {}}, {"q2": {}, "other": {"a": 1.0}}])
+def test_a_run_that_finds_nothing_scores_nothing(run):
+    qrels = {"q1": {"a": 1, "b": 0}, "q2": {"c": 2}}
+    found = evaluate(qrels, run, [*METRICS, *TREC_NAMES])
+    assert set(found.means.values()) == {0.0}
+    assert found.per_query["nDCG@10"] == {"q1": 0.0, "q2": 0.0}
+    assert (found.num_queries, found.num_missing) == (2, 2)
+
+
+def test_a_query_whose_only_hit_is_itself_counts_as_one_without_hits():
+    found = evaluate({"a": {"b": 1}, "b": {"a": 1}}, {"a": {"a": 1.0}}, own_documents={"a", "b"})
+    assert set(found.means.values()) == {0.0}
+    assert (found.num_queries, found.num_missing) == (2, 2)
+
+
+# --- numbers and names -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf, np.float32("nan"), "1.0", None, [1.0]])
+@pytest.mark.parametrize("judged", [True, False])
+def test_a_score_that_is_no_finite_number_is_refused_by_query_and_document(judged, score):
+    run = {"q": {"a": 1.0}, "r" if judged else "other": {"a": 1.0, "b": score}}
+    message = f"query {'r' if judged else 'other'}, document b: score {score!r} is not a finite number"
+    with pytest.raises(ValueError, match=escape(message)):
+        evaluate({"q": {"a": 1}, "r": {"a": 1}}, run)
+
+
+@pytest.mark.parametrize("grade", [0.5, math.nan, math.inf, -math.inf, "1", "", None, [1], np.float32(1.5)])
+def test_a_grade_that_is_no_whole_number_is_refused_by_query_and_document(grade):
+    message = f"query q, document b: grade {grade!r} is no whole number"
+    with pytest.raises(ValueError, match=escape(message)):
+        evaluate({"r": {"a": 1}, "q": {"a": 1, "b": grade}}, {"r": {"a": 1.0}})
+
+
+@pytest.mark.parametrize("number", [int, float, np.int64, np.float32])
+def test_a_grade_may_be_a_whole_number_of_any_type(number):
+    qrels = {"q": {"a": 3, "b": 1, "c": 0}}
+    typed = {"q": {doc_id: number(grade) for doc_id, grade in qrels["q"].items()}}
+    run = {"q": {"b": 3.0, "c": 2.0, "a": 1.0}}
+    assert evaluate(typed, run, [*METRICS, *TREC_NAMES]) == evaluate(qrels, run, [*METRICS, *TREC_NAMES])
+
+
+@pytest.mark.parametrize(
+    ("metric", "parts"),
+    [
+        ("nDCG@10", ("nDCG", 10)),
+        ("MAP@10", ("AP", 10)),
+        ("AP@1000", ("AP", 1000)),
+        ("MAP", ("AP", 0)),
+        ("AP", ("AP", 0)),
+        ("nDCG", ("nDCG", 0)),
+        ("RR", ("RR", 0)),
+        ("bpref", ("bpref", 0)),
+        ("judged@7", ("judged", 7)),
+        ("P@010", ("P", 10)),
+    ],
+)
+def test_a_metric_is_a_name_and_a_cutoff(metric, parts):
+    assert split_metric(metric) == parts
+
+
+@given(grades, hits.filter(len), st.integers(1, 15))
+def test_map_is_another_name_of_ap_with_a_cutoff_and_without(grades, scores, k):
+    found = evaluate({"q": grades}, {"q": scores}, [f"MAP@{k}", f"AP@{k}", "MAP", "AP"]).means
+    assert list(found) == [f"MAP@{k}", f"AP@{k}", "MAP", "AP"]
+    assert (found[f"MAP@{k}"], found["MAP"]) == (found[f"AP@{k}"], found["AP"])
+
+
+@pytest.mark.parametrize("metric", ["nDCG", "RR", "AP"])
+def test_a_metric_without_cutoff_reaches_as_deep_as_the_run(metric):
+    run = {"q": {f"d{rank:04}": -float(rank) for rank in range(1, 2001)}, "r": {"a": 1.0}}
+    qrels = {"q": {"d1999": 1}, "r": {"a": 1}}
+    found = evaluate(qrels, run, [metric, f"{metric}@1998", f"{metric}@1999"]).per_query
+    expected = 1 / math.log2(2000) if metric == "nDCG" else 1 / 1999
+    assert found[metric] == pytest.approx({"q": expected, "r": 1.0})
+    assert found[f"{metric}@1999"] == found[metric]
+    assert found[f"{metric}@1998"] == {"q": 0.0, "r": 1.0}
+
+
+def test_an_evaluation_of_a_thousand_queries_is_shown_in_a_line():
+    run = drawn_run([f"q{n}" for n in range(1000)], ["a", "b"], 0)
+    found = evaluate({query_id: {"a": 1} for query_id in run}, run)
+    assert len(repr(found)) < 300
+    assert "per_query" not in repr(found)
+    assert "num_queries=1000" in repr(found)
 
 
 # --- order -------------------------------------------------------------------------------------

@@ -282,3 +282,13 @@ def test_values_a_query_are_compared_as_the_runs_they_come_from():
 def test_values_of_other_queries_are_refused():
     with pytest.raises(ValueError, match="other has values for other queries than base"):
         compare_per_query({"base": {"q1": 1.0, "q2": 0.0}, "other": {"q1": 1.0, "q3": 0.0}}, "base")
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, "1.0", None])
+def test_a_run_with_a_score_that_is_no_finite_number_is_not_compared(score):
+    qrels = {"q1": {"a": 1}, "q2": {"a": 1}}
+    good = {"q1": {"a": 1.0}, "q2": {"a": 1.0}}
+    message = f"query q2, document b: score {score!r} is not a finite number"
+    for runs in ({"good": good, "bad": {**good, "q2": {"b": score}}}, {"good": {**good, "q2": {"b": score}}}):
+        with pytest.raises(ValueError, match=escape(message)):
+            compare(qrels, runs, "good")

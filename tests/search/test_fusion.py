@@ -1,5 +1,8 @@
 """Reciprocal-rank fusion, by a plain loop over ranks, by hand and by ranx."""
 
+import math
+from re import escape
+
 import numpy as np
 import pytest
 import ranx
@@ -74,3 +77,31 @@ def test_documents_tied_after_fusion_come_in_trec_evals_order():
 def test_fusion_needs_two_runs(runs):
     with pytest.raises(ValueError, match=f"at least two runs, got {len(runs)}"):
         fuse(runs, "t")
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf, "1.0", None])
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_score_that_is_no_finite_number_is_not_fused(position, score):
+    runs = [{"q": {"a": 1.0}}, {"q": {"b": 1.0}}, {"r": {"a": 1.0}}]
+    runs[position] = {**runs[position], "s": {"c": 1.0, "d": score}}
+    message = f"query s, document d: score {score!r} is not a finite number"
+    with pytest.raises(ValueError, match=escape(message)):
+        fuse(runs, "t")
+
+
+@pytest.mark.parametrize("k", [0, -1, math.nan])
+def test_a_constant_that_is_not_above_zero_is_refused(k):
+    with pytest.raises(ValueError, match=f"k must be above 0, got {k}"):
+        fuse([{"q": {"a": 1.0}}, {"q": {"b": 1.0}}], "t", k)
+
+
+def test_runs_by_name_are_no_list_of_runs():
+    runs = {"bm25": {"q": {"a": 1.0}}, "dense": {"q": {"b": 1.0}}}
+    with pytest.raises(ValueError, match="a list of at least two runs, got 2 in dict"):
+        fuse(runs, "t")
+
+
+def test_ids_that_are_whole_numbers_are_fused_with_those_in_text():
+    found = fuse([{1: {7: 2.0, 8: 1.0}}, {"1": {"8": 2.0}}], "t")
+    assert found == {"1": {"8": pytest.approx(1 / 62 + 1 / 61), "7": pytest.approx(1 / 61)}}
+    assert list(found["1"]) == ["8", "7"]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import ftfy.badness
 import numpy as np
 
+from dpr.arguments import checked
 from dpr.data.collection import Collection
 from dpr.data.text import normalise
 
@@ -89,6 +90,7 @@ class Audit:
         return [*rows, ("fingerprint", self.fingerprint)]
 
 
+@checked
 def audit_collection(collection: Collection, tokenizer=None, max_length: int | None = None) -> Audit:
     """Count documents and judgements that can cause problems, such as empty or duplicate documents.
 

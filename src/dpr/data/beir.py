@@ -3,12 +3,14 @@
 import warnings
 from pathlib import Path
 
+from dpr.arguments import checked
 from dpr.data.collection import DEV_SHARE, Collection, Passage, hold_out_dev
 from dpr.data.text import SURROGATE
 from dpr.data.trec import check_id, read_qrels, read_topics
 from dpr.files import read_jsonl
 
 
+@checked
 def read_beir(folder: Path | str, split: str = "test", name: str | None = None) -> Collection:
     """Read a collection from a folder in BEIR's layout.
 
@@ -49,6 +51,7 @@ def read_beir(folder: Path | str, split: str = "test", name: str | None = None) 
     )
 
 
+@checked
 def read_corpus(path: Path | str) -> list[Passage]:
     """Read passages from lines of `{"_id": …, "title": …, "text": …}`, where the title is optional.
 

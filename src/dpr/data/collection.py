@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from dpr.arguments import check_fields_of, checked
 from dpr.data.text import join_title_text, normalise, stable_hash
 from dpr.data.trec import Qrels, check_id, checked_qrels, checked_queries, text_id
 
@@ -57,6 +58,7 @@ class Collection:
     unexpanded: "Collection | None" = field(default=None, repr=False)
 
     def __post_init__(self):
+        check_fields_of(self)
         passages = [_checked(p, f"{self.name}: passage {i}") for i, p in enumerate(self.passages)]
         if any(checked is not given for checked, given in zip(passages, self.passages, strict=True)):
             object.__setattr__(self, "passages", passages)
@@ -95,6 +97,7 @@ class Collection:
         """Ids of this split's queries that are documents themselves, which their search leaves out."""
         return frozenset(q for q, text in self.queries.items() if self.holds(q, text))
 
+    @checked
     def holds(self, query_id: str, text: str) -> bool:
         """Whether a query is itself a document: one with its id and, but for case and white space, its text.
 
@@ -135,10 +138,12 @@ class Collection:
         judged = (f"{q}\t{d}\t{grade}" for q, grades in self.qrels.items() for d, grade in grades.items())
         return _digest([*(f"{q}\t{text}" for q, text in sorted(self.queries.items())), *sorted(judged)])
 
+    @checked
     def with_split(self, split: str) -> "Collection":
         """The same passages with the queries and judgements of another split."""
         return replace(self, split=split)
 
+    @checked
     def sample(self, num_passages: int, num_queries: int, keep: Iterable[str] = ()) -> "Collection":
         """Cut to a smaller collection, always the same, in which every query has a relevant passage.
 
@@ -199,6 +204,7 @@ def _checked(passage: Passage, where: str) -> Passage:
     return Passage(doc_id, title, text)
 
 
+@checked
 def hold_out_dev(train: Qrels) -> tuple[Qrels, Qrels]:
     """Hold out a fixed fifth of the queries for tuning; the same queries always give the same fifth.
 

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from dpr.arguments import checked
 from dpr.data.beir import read_beir
 from dpr.data.collection import Collection
 from dpr.data.training_data import TrainingData
@@ -17,6 +18,7 @@ def project_root() -> Path:
     return next((f for f in (here, *here.parents) if all((f / m).exists() for m in MARKERS)), here)
 
 
+@checked
 def load_collection(name_or_folder: str | Path, split: str = "test") -> Collection:
     """Load a test collection by name or from a folder in BEIR layout.
 
@@ -67,6 +69,7 @@ def find_data(name: str) -> Path | None:
     return next((place / name for place in places if (place / name).exists()), None)
 
 
+@checked
 def load_training_data(name_or_file: str | Path, max_bad_lines: int = 0) -> TrainingData:
     """Load training data by name or from a file.
 

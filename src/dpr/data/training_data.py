@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from dpr.arguments import check_fields_of, checked
 from dpr.data.collection import Collection, Passage
 from dpr.data.examples import Example, Mender, Preparation, gather_examples
 from dpr.data.text import normalise, stable_hash, text_key
@@ -36,6 +37,7 @@ class TrainingData:
     preparation: Preparation = field(default_factory=Preparation, repr=False)
 
     def __post_init__(self):
+        check_fields_of(self)
         if not self.examples:
             raise ValueError(f"{self.name}: no training example")
         seen: set[str] = set()
@@ -57,6 +59,7 @@ class TrainingData:
                     )
 
     @classmethod
+    @checked
     def from_collection(cls, collection: Collection) -> "TrainingData":
         """Make training data from the judgements of a collection's split.
 
@@ -99,6 +102,7 @@ class TrainingData:
             digest.update(json.dumps([e.query, positives, negatives]).encode("ascii"))
         return digest.hexdigest()[:16]
 
+    @checked
     def without_queries(self, *collections: Collection) -> "TrainingData":
         """Leave out queries that, compared by `text_key`, are also queries of one of the collections.
 
@@ -117,6 +121,7 @@ class TrainingData:
         kept = [e for e in self.examples if text_key(e.query) not in asked]
         return replace(self, examples=kept, preparation=known)
 
+    @checked
     def split(self, share: float, seed: int) -> tuple["TrainingData", "TrainingData"]:
         """Hold out a share of the queries with their examples.
 
@@ -143,6 +148,7 @@ class TrainingData:
             replace(self, examples=[e for e in self.examples if e.query_id in held_out]),
         )
 
+    @checked
     def with_positives(self, keep: Callable[[Example], Mapping[str, int]]) -> "TrainingData":
         """Keep some of the positives of each query, and only the passages that examples still name.
 
@@ -159,6 +165,7 @@ class TrainingData:
             self, examples=kept, passages={d: text for d, text in self.passages.items() if d in named}
         )
 
+    @checked
     def with_negatives(
         self, negatives: Mapping[str, Sequence[str]], passages: Mapping[str, str]
     ) -> "TrainingData":
@@ -188,6 +195,7 @@ class TrainingData:
         return changed
 
 
+@checked
 def as_collection(data: TrainingData, split: str = "dev") -> Collection:
     """Turn training data into a collection whose queries are searched over all its passages.
 
@@ -204,6 +212,7 @@ def as_collection(data: TrainingData, split: str = "dev") -> Collection:
     )
 
 
+@checked
 def merge(name: str, *parts: TrainingData) -> TrainingData:
     """Merge several data sets; a query that is in several keeps all its positives and negatives.
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from dpr.arguments import checked
 from dpr.data.text import SURROGATE
 from dpr.files import read_jsonl, read_lines, write_text
 
@@ -48,6 +49,7 @@ class Run(dict[str, dict[str, float]]):
     def __repr__(self) -> str:
         return f"<Run {self.tag}: {len(self):,} queries, {sum(map(len, self.values())):,} hits>"
 
+    @checked
     def truncated(self, depth: int) -> "Run":
         """Keep the best `depth` hits of each query, in trec_eval's order."""
         return Run({q: dict(ordered_hits(scores)[:depth]) for q, scores in self.items()}, self.tag)
@@ -81,6 +83,7 @@ def ordered_hits(scores: Mapping[str, float]) -> list[tuple[str, float]]:
     return sorted(scores.items(), key=lambda hit: (single(hit[1]), hit[0]), reverse=True)
 
 
+@checked
 def write_run(path: Path | str, run: Mapping[str, Mapping[str, float]], tag: str | None = None) -> None:
     """Write a run file, best hit first, with ranks from 1 and scores in single precision.
 
@@ -119,6 +122,7 @@ def write_run(path: Path | str, run: Mapping[str, Mapping[str, float]], tag: str
     write_text(path, "".join(lines))
 
 
+@checked
 def read_run(path: Path | str) -> Run:
     """Read a run file of any system; hits are ordered by score, not by the rank column.
 
@@ -168,6 +172,7 @@ def _refuse_distances(
         )
 
 
+@checked
 def read_qrels(path: Path | str) -> Qrels:
     """Read judgements in TREC's four columns, or in BEIR's three columns with a header.
 
@@ -325,6 +330,7 @@ def check_id(value: str, where: str) -> None:
         raise ValueError(f"{where} {value!a} holds half a character (a lone surrogate)")
 
 
+@checked
 def read_topics(path: Path | str, field: str = "question") -> dict[str, str]:
     """Read queries from TREC-COVID's XML, from `query_id⇥text` lines, or from BEIR's jsonl.
 

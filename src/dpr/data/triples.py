@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from dpr.arguments import checked
 from dpr.data.examples import Mender, gather_examples
 from dpr.data.text import normalise, stable_hash
 from dpr.data.training_data import TrainingData
@@ -13,6 +14,7 @@ from dpr.files import read_lines
 ID = re.compile(r"[\w.:/-]*\d[\w.:/-]*", re.ASCII)
 
 
+@checked
 def read_training_tsv(path: Path | str, name: str = "", max_bad_lines: int = 0) -> TrainingData:
     """Read lines of `query⇥positive`, or `query⇥positive⇥negative…`, without a header.
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dpr.arguments import checked
 from dpr.data.collection import Collection
 from dpr.data.text import first_words, segments
 from dpr.data.trec import ordered_hits
@@ -36,6 +37,7 @@ class QueryDifference(NamedTuple):
     second_rank: int | None
 
 
+@checked
 def query_differences(
     collection: Collection,
     first: Mapping[str, Mapping[str, float]],
@@ -66,6 +68,7 @@ def query_differences(
     return sorted(rows, key=lambda row: (-row.difference, row.query_id))
 
 
+@checked
 def length_by_rank(
     collection: Collection, run: Mapping[str, Mapping[str, float]], depth: int = 20
 ) -> tuple[np.ndarray, float, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dpr.arguments import checked
 from dpr.data.trec import Qrels, checked_hits, checked_qrels, ordered_hits
 
 WHOLE = ("nDCG", "RR", "AP", "bpref")  # metrics that can take all hits
@@ -38,6 +39,7 @@ class Evaluation:
     num_missing: int
 
 
+@checked
 def evaluate(
     qrels: Qrels,
     run: Mapping[str, Mapping[str, float]],
@@ -165,6 +167,7 @@ def _ranx_per_query(
 ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
 
 
+@checked
 def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Score N generated texts, each against one or more references.
 

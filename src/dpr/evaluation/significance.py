@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
+from dpr.arguments import checked
 from dpr.data.trec import Qrels
 from dpr.evaluation.metrics import evaluate
 
@@ -40,6 +41,7 @@ class Comparison:
     losses: int
 
 
+@checked
 def compare(
     qrels: Qrels,
     runs: Mapping[str, Mapping[str, Mapping[str, float]]],
@@ -74,6 +76,7 @@ def compare(
     return compare_per_query(per_query, baseline, metric, num_permutations, level, seed)
 
 
+@checked
 def compare_per_query(
     per_query: Mapping[str, Mapping[str, float]],
     baseline: str,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+from dpr.arguments import check_fields_of
 from dpr.training.settings import GeneratorSettings, TrainingSettings, check_fields
 
 
@@ -38,6 +39,7 @@ class QueryWriting:
     num_queries: tuple[int, ...] = (1, 5, 10, 20, 40)
 
     def __post_init__(self):
+        check_fields_of(self)
         if not self.num_queries or list(self.num_queries) != sorted(set(self.num_queries)):
             raise ValueError(f"num_queries must be numbers that grow, got {self.num_queries}")
 
@@ -94,6 +96,7 @@ class Profile:
     num_queries: int | None = None
 
     def __post_init__(self):
+        check_fields_of(self)
         sizes = ("depth", "query_max_length", "passage_max_length", "training_length")
         sizes += ("validation_passages", "validation_queries")
         check_fields(self, "at least 1", lambda v: v >= 1, *sizes)

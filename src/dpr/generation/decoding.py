@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from dpr.arguments import check_fields_of
 from dpr.training.settings import check_fields
 
 METHODS = ("greedy", "beam", "sample")
@@ -44,6 +45,7 @@ class Decoding:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
+        check_fields_of(self)
         check_fields(self, f"one of {METHODS}", METHODS.__contains__, "method")
         most = min({"greedy": 1, "beam": self.num_beams, "sample": MOST_QUERIES}[self.method], MOST_QUERIES)
         check_fields(self, f"from 1 to {most} with {self.method}", lambda v: 1 <= v <= most, "num_queries")

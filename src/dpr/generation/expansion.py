@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dpr.arguments import checked
 from dpr.data.collection import Collection, Passage
 from dpr.data.text import UNSPACED, normalise
 from dpr.models.bi_encoder import BiEncoder
@@ -25,6 +26,7 @@ def words(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
+@checked
 def without_duplicates(queries: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Drop queries without words, and repeats within a passage whatever their case and white space.
 
@@ -41,6 +43,7 @@ def without_duplicates(queries: Mapping[str, Sequence[str]]) -> dict[str, list[s
     return kept
 
 
+@checked
 def encoder_scores(
     encoder: BiEncoder, collection: Collection, passage_emb: np.ndarray, queries: Mapping[str, Sequence[str]]
 ) -> dict[str, list[float]]:
@@ -64,6 +67,7 @@ def encoder_scores(
     return {doc_id: [next(cosines) for _ in found] for doc_id, found in queries.items()}
 
 
+@checked
 def best_share(
     queries: Mapping[str, Sequence[str]], scores: Mapping[str, Sequence[float]], share: float
 ) -> tuple[dict[str, list[str]], float]:
@@ -98,6 +102,7 @@ def best_share(
     return kept, bound
 
 
+@checked
 def copied_terms(collection: Collection, num_queries: int, terms_per_query: int) -> dict[str, list[str]]:
     """A baseline without new words: make "queries" from the rarest words of each passage.
 
@@ -125,6 +130,7 @@ def copied_terms(collection: Collection, num_queries: int, terms_per_query: int)
     return queries
 
 
+@checked
 def expand(
     collection: Collection,
     queries: Mapping[str, Sequence[str]],
@@ -187,6 +193,7 @@ class ExpansionAudit:
     words_per_query: float
 
 
+@checked
 def audit_queries(collection: Collection, queries: Mapping[str, Sequence[str]]) -> ExpansionAudit:
     """Count duplicates, new words and lengths of written queries.
 

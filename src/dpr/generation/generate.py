@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dpr.arguments import checked
 from dpr.data.collection import Collection
 from dpr.data.text import segments
 from dpr.files import ShardFolder, read_jsonl, write_text
@@ -35,6 +36,7 @@ class Generated:
     passages_per_s: float
 
 
+@checked
 def generate_queries(
     folder: Path | str,
     generator: QueryGenerator,
@@ -114,6 +116,7 @@ def _shard_seed(seed: int, number: int) -> int:
     return seed * 1_000_003 + number
 
 
+@checked
 def write_queries(path: Path | str, queries: Mapping[str, Sequence[str]]) -> None:
     """Write queries as JSON lines, one per passage, gzipped if `path` ends in .gz."""
     lines = (
@@ -123,6 +126,7 @@ def write_queries(path: Path | str, queries: Mapping[str, Sequence[str]]) -> Non
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
+@checked
 def read_queries(path: Path | str) -> dict[str, list[str]]:
     """Read what `write_queries` wrote: doc_id → queries.
 

@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+from dpr.arguments import check_fields_of, checked
 from dpr.files import atomic_folder, read_json, write_text
 from dpr.generation.decoding import Decoding, sampling
 from dpr.generation.learnt_tokenizer import learn_tokenizer
@@ -61,6 +62,7 @@ class GeneratorConfig:
     prompt: str = ""
 
     def __post_init__(self):
+        check_fields_of(self)
         for field in ("passage_max_length", "query_max_length"):
             if getattr(self, field) < MIN_LENGTH:
                 raise ValueError(f"{field} must be at least {MIN_LENGTH} tokens, got {getattr(self, field)}")
@@ -95,6 +97,7 @@ class QueryGenerator:
             )
 
     @classmethod
+    @checked
     def from_pretrained(
         cls, name_or_folder: str | Path, device: str | None = None, precision: str | None = None, **settings
     ) -> "QueryGenerator":
@@ -138,6 +141,7 @@ class QueryGenerator:
         return cls(model, tokenizer, name, GeneratorConfig(**merged), precision)
 
     @classmethod
+    @checked
     def warm_started(
         cls,
         name_or_folder: str | Path,
@@ -186,6 +190,7 @@ class QueryGenerator:
         return cls(model.float().to(device), tokenizer, name, GeneratorConfig(**settings))
 
     @classmethod
+    @checked
     def from_scratch(
         cls, texts: Iterable[str], vocab_size: int, seed: int, device: str | None = None, **settings
     ) -> "QueryGenerator":
@@ -216,6 +221,7 @@ class QueryGenerator:
         """A hash of the settings and weights, 16 hex digits."""
         return weights_fingerprint(self.model, asdict(self.config))
 
+    @checked
     def generate(self, passages: Sequence[str], decoding: Decoding, seed: int = 0) -> list[list[str]]:
         """Write queries for passages, each cut to the generator's passage length.
 
@@ -305,6 +311,7 @@ class QueryGenerator:
         multiple = 1 if self.model.device.type == "cpu" else 8
         return pad_batch(rows, {"input_ids": padding_id(self.tokenizer)}, multiple)
 
+    @checked
     def save(self, folder: Path | str) -> None:
         """Write a transformers folder that also has the generator's settings, atomically.
 

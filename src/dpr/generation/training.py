@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from dpr.arguments import checked
 from dpr.data.training_data import TrainingData
 from dpr.evaluation.metrics import score_texts
 from dpr.generation.collator import IGNORED, GeneratorCollator, token_loss
@@ -115,6 +116,7 @@ class TrainedGenerator(Training):
     generator: QueryGenerator
 
 
+@checked
 def train_generator(
     generator: QueryGenerator,
     data: TrainingData,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from dpr.arguments import checked
 from dpr.models.batching import checked_texts, compute_blocks, pad_batch, padding_id, tokenize
 from dpr.models.checkpoint import (
     EncoderConfig,
@@ -58,6 +59,7 @@ class BiEncoder:
         self.tokenizer.padding_side = "right"  # cls_pool needs the first token in front
 
     @classmethod
+    @checked
     def from_pretrained(
         cls, name_or_folder: str | Path, device: str | None = None, precision: str | None = None, **settings
     ) -> "BiEncoder":
@@ -105,6 +107,7 @@ class BiEncoder:
             precision = "float32" if container.device.type == "cpu" else "float16"
         return cls(container, str(name_or_folder).rstrip("/").split("/")[-1], config, precision)
 
+    @checked
     def with_settings(self, **settings) -> "BiEncoder":
         """An encoder with other settings that shares this one's weights, for comparing settings."""
         return BiEncoder(self._container, self.name, replace(self.config, **settings), self.precision)
@@ -148,6 +151,7 @@ class BiEncoder:
         """Most tokens per batch by default, padding included; depends on the device."""
         return CPU_BATCH if self.model.device.type == "cpu" else GPU_BATCH
 
+    @checked
     def encode_queries(self, queries: Sequence[str], batch_tokens: int | None = None) -> np.ndarray:
         """Encode queries with the query prompt, cut at the query length.
 
@@ -160,10 +164,12 @@ class BiEncoder:
         """
         return self._encode_in_memory(queries, "queries", "truncate", batch_tokens)[0]
 
+    @checked
     def encode_passages(self, passages: Sequence[str], batch_tokens: int | None = None) -> np.ndarray:
         """Encode passages with the passage prompt, cut at the passage length: float32 [N, D]."""
         return self._encode_in_memory(passages, "passages", "truncate", batch_tokens)[0]
 
+    @checked
     def encode_chunks(
         self, passages: Sequence[str], batch_tokens: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -280,6 +286,7 @@ class BiEncoder:
             pooled = [torch.nn.functional.normalize(vectors, dim=-1) for vectors in pooled]
         return pooled
 
+    @checked
     def save(self, folder: Path | str) -> None:
         """Write a folder that `from_pretrained` reads, all or nothing.
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from dpr.arguments import check_fields_of, checked
 from dpr.files import atomic_folder, read_json, write_text
 from dpr.models.batching import MIN_LENGTH
 from dpr.models.pooling import POOLINGS, parse_pooling
@@ -55,6 +56,7 @@ class EncoderConfig:
     passage_prompt: str = ""
 
     def __post_init__(self):
+        check_fields_of(self)
         parse_pooling(self.pooling)
         if self.similarity not in SIMILARITIES:
             raise ValueError(f"similarity must be one of {SIMILARITIES}, got {self.similarity!r}")
@@ -157,6 +159,7 @@ def weights_fingerprint(model: torch.nn.Module, settings: Mapping[str, Any]) -> 
     return digest.hexdigest()[:16]
 
 
+@checked
 def save_random(folder: Path | str, like: str | Path, seed: int, **shape) -> None:
     """Write a transformers checkpoint with random weights and another's architecture and tokenizer.
 

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+from dpr.arguments import checked
 from dpr.files import atomic_folder
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.checkpoint import EncoderConfig
@@ -22,6 +23,7 @@ class TwoEncoders:
     Source: Karpukhin et al. 2020, Dense passage retrieval, section 3.
     """
 
+    @checked
     def __init__(self, query: BiEncoder, passage: BiEncoder):
         for what in ("dimension", "similarity"):
             values = [getattr(e if what == "dimension" else e.config, what) for e in (query, passage)]
@@ -33,6 +35,7 @@ class TwoEncoders:
         self.encode_passages, self.encode_chunks = passage.encode_passages, passage.encode_chunks
 
     @classmethod
+    @checked
     def from_pretrained(
         cls, folder: str | Path, device: str | None = None, precision: str | None = None, **settings
     ) -> "TwoEncoders":
@@ -62,6 +65,7 @@ class TwoEncoders:
         """16 hex digits of SHA-256 over the fingerprints of both encoders."""
         return hashlib.sha256((self.query.fingerprint + self.passage.fingerprint).encode()).hexdigest()[:16]
 
+    @checked
     def save(self, folder: Path | str) -> None:
         """Write both encoders into the folders `query` and `passage` of `folder`, all or nothing.
 

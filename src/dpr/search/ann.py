@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
+from dpr.arguments import checked
 from dpr.data.collection import Collection
 from dpr.evaluation.metrics import evaluate
 from dpr.search.engines import PQ_CENTROIDS, SEARCH_SETTINGS, SETTINGS, chosen_settings, num_lists
@@ -74,6 +75,7 @@ def default_grid(count: int, dimension: int) -> Grid:
     ]
 
 
+@checked
 def ann_report(
     collection: Collection,
     passage_emb: np.ndarray,
@@ -219,6 +221,7 @@ def _recall(best: np.ndarray, true: np.ndarray, cutoff: int) -> float:
 FLOAT32, FLOAT16, INT32, INT64 = 4, 2, 4, 8
 
 
+@checked
 def plan_memory(num_passages: int, dim: int, **settings: int) -> dict[str, int]:
     """Bytes of vectors, codes, ids and links for each kind of index, with its default settings.
 

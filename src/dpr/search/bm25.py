@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from dpr.arguments import checked
 from dpr.data.collection import Collection
 from dpr.data.trec import Run, checked_queries, ordered_hits, without_own_documents
 from dpr.evaluation.metrics import evaluate, split_metric
@@ -72,6 +73,7 @@ class BM25:
         self.num_bytes: int = sum(path.stat().st_size for path in (folder / "lucene").iterdir())
 
     @classmethod
+    @checked
     def build(cls, collection: Collection, folder: Path | str) -> "BM25":
         """Index a collection, or open the index in `folder` if it holds exactly these passages.
 
@@ -108,6 +110,7 @@ class BM25:
             )
         return index
 
+    @checked
     def search(
         self,
         queries: Mapping[str, str],
@@ -146,6 +149,7 @@ class BM25:
         run = Run({q: dict(ordered_hits(scores)) for q, scores in hits.items()}, "bm25")
         return without_own_documents(run, own, depth) if own else run
 
+    @checked
     def tune(
         self,
         dev: Collection,

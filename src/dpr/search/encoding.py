@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from dpr.arguments import checked
 from dpr.data.collection import Collection
 from dpr.files import MANIFEST, ShardFolder, atomic_path, crc32, read_json, write_text, writing
 from dpr.models.batching import OVERFLOWS
@@ -65,6 +66,7 @@ class Encoded:
         return self.rows[:, self.columns[pooling]]
 
 
+@checked
 def encode_collection(
     folder: Path | str,
     encoder: BiEncoder | TwoEncoders,

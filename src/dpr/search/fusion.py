@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from dpr.arguments import checked
 from dpr.data.trec import Run, checked_hits, ordered_hits
 
 
+@checked
 def fuse(runs: Sequence[Mapping[str, Mapping[str, float]]], tag: str, k: int = 60) -> Run:
     """Merge rankings by reciprocal-rank fusion: a document's score is the sum of 1 / (k + rank).
 

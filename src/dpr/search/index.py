@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dpr.arguments import checked
 from dpr.data.trec import Run, check_id, ordered_hits, text_id, without_own_documents
 from dpr.files import atomic_folder, crc32, read_json, read_lines, settle, write_text
 from dpr.models.checkpoint import SIMILARITIES
@@ -55,6 +56,7 @@ class Index:
             return self.settings["num_probes"] >= self.settings["num_lists"]
         return "ef_search" not in self.settings
 
+    @checked
     def search(self, query_emb: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """Find the most similar rows, which are passages or chunks of them, for each query.
 
@@ -83,6 +85,7 @@ class Index:
         scores, positions = self._engine.search(queries, kept)
         return scores.astype(np.float32, copy=False), positions
 
+    @checked
     def search_run(
         self,
         query_ids: Sequence[str],
@@ -144,6 +147,7 @@ class Index:
                 return found
             depth *= 2
 
+    @checked
     def with_search(self, **settings: int) -> "Index":
         """Change how widely this index searches from now on, and return it.
 
@@ -162,6 +166,7 @@ class Index:
             self.settings[name] = value
         return self
 
+    @checked
     def save(self, folder: Path | str) -> None:
         """Write the index to a folder, all or nothing; an earlier index there is replaced.
 
@@ -182,6 +187,7 @@ class Index:
             write_text(fresh / "index.json", json.dumps(about, indent=1))
 
     @classmethod
+    @checked
     def load(cls, folder: Path | str) -> "Index":
         """Read a saved index and check that no file of it has changed.
 
@@ -219,6 +225,7 @@ class Index:
         return index.with_search(**{n: v for n, v in settings.items() if n in SEARCH_SETTINGS})
 
 
+@checked
 def build_index(
     kind: str,
     passage_emb: np.ndarray,

@@ -16,6 +16,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback
 
+from dpr.arguments import checked
 from dpr.data.collection import Collection
 from dpr.data.training_data import TrainingData
 from dpr.evaluation.metrics import evaluate
@@ -181,6 +182,7 @@ class Trained(Training):
     encoder: BiEncoder | TwoEncoders
 
 
+@checked
 def train(
     encoder: BiEncoder | TwoEncoders,
     data: TrainingData,

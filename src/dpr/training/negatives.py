@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dpr.arguments import checked
 from dpr.data.text import normalise, segments, stable_hash, text_key
 from dpr.data.training_data import TrainingData
 from dpr.data.trec import Qrels, checked_hits, ordered_hits
@@ -32,6 +33,7 @@ class Mined:
     short: list[str] = field(repr=False)
 
 
+@checked
 def mine_negatives(
     data: TrainingData,
     passages: Mapping[str, str],
@@ -160,6 +162,7 @@ class NegativesAudit:
         return self.num_relevant / self.num_negatives
 
 
+@checked
 def audit_negatives(
     data: TrainingData,
     passages: Mapping[str, str],
@@ -180,13 +183,16 @@ def audit_negatives(
         num_samples: Most samples to return, spread evenly over the negatives.
 
     Raises:
-        ValueError: No negatives.
+        ValueError: No negatives, or one that `passages` lacks.
 
     Source: Broder 1997, On the resemblance and containment of documents (shingles).
     """
     pairs = [(e, doc_id) for e in data.examples for doc_id in negatives.get(e.query_id, ())]
     if not pairs:
         raise ValueError("no negatives to audit")
+    unknown = [doc_id for _, doc_id in pairs if doc_id not in passages]
+    if unknown:
+        raise ValueError(f"{len(unknown)} negatives are not among the passages, first {unknown[0]!r}")
     grades = [qrels.get(example.query_id, {}).get(doc_id) for example, doc_id in pairs]
     positives = {
         e.query_id: [shingles(data.passages[d]) for d in e.positives]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from dpr.arguments import checked
 from dpr.data.examples import Example
 from dpr.data.training_data import TrainingData
 from dpr.models.bi_encoder import BiEncoder
@@ -64,6 +65,7 @@ BROKEN: dict[str, tuple[Callable[..., torch.Tensor], dict[str, float]]] = {
 }
 
 
+@checked
 def shuffle_pairs(data: TrainingData, num_pairs: int, seed: int) -> TrainingData:
     """Pair random queries with passages of other queries, so that knowing the language does not help.
 
@@ -98,6 +100,7 @@ def shuffle_pairs(data: TrainingData, num_pairs: int, seed: int) -> TrainingData
     )
 
 
+@checked
 def overfit(
     encoder: BiEncoder,
     pairs: TrainingData,

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from dpr.arguments import check_fields_of
+
 PRECISIONS = ("float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "cosine")
 VALIDATION_METRICS = ("nDCG@10", "RR@10", "R@100")
@@ -83,6 +85,7 @@ class LoopSettings:
     seed: int = 0
 
     def __post_init__(self):
+        check_fields_of(self)
         check_fields(self, "above 0", lambda v: v > 0, "num_epochs", "max_grad_norm")
         check_fields(self, "above 0 and at most 1", lambda v: 0 < v <= 1, "floor_share")
         check_fields(self, "at least 0", lambda v: v >= 0, "eval_every", "weight_decay", "learning_rate")
