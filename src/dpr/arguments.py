@@ -53,10 +53,9 @@ def check_fields_of(instance: Any) -> None:
 def _refuse(where: str, value: Any, annotation: Any) -> None:
     """Raise ValueError, which begins with `where`, if a value does not fit an annotation."""
     if not _fits(value, annotation):
-        shown = (
-            value if value is None or isinstance(value, str | bytes | int | float) else type(value).__name__
-        )
-        raise ValueError(f"{where} must be {_words(annotation)}, got {shown!r:.80}")
+        plain = value is None or isinstance(value, str | bytes | int | float)
+        shown = repr(value)[:80] if plain else type(value).__name__
+        raise ValueError(f"{where} must be {_words(annotation)}, got {shown}")
 
 
 def _fits(value: Any, annotation: Any) -> bool:

@@ -31,7 +31,7 @@ except ImportError:  # Windows has no such locks: there, two processes must not 
 MOST_LINE = 2**26  # bytes in a line: 64 MiB
 MOST_RATIO = 200  # how many times larger than a gzip file its content may be; texts and runs reach 20
 MANIFEST, LOCK = "manifest.json", "lock"
-MARKER = ".dpr.json"  # in each folder that `atomic_folder` writes: its kind and the names in it
+MARKER = ".dpr.json"  # in each folder that `atomic_folder` writes: its kind, and names and sizes in it
 TEMPORARY = re.compile(r"\..*\.dpr-[0-9a-f]{8}(\..*)?")
 
 
@@ -103,8 +103,8 @@ def atomic_folder(path: Path | str, kind: str) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _claimed(target.parent, target.name, None) as temporary:
             yield temporary
-            names = sorted(str(entry.relative_to(temporary)) for entry in temporary.rglob("*"))
-            write_text(temporary / MARKER, json.dumps({"kind": kind, "names": [*names, MARKER]}))
+            sizes = {str(e.relative_to(temporary)): _size(e) for e in sorted(temporary.rglob("*"))}
+            write_text(temporary / MARKER, json.dumps({"kind": kind, "sizes": sizes}))
             _refuse_others(path, kind)
             if target.exists():
                 temporary.chmod(stat.S_IMODE(target.stat().st_mode))
@@ -135,6 +135,19 @@ def settle(folder: Path) -> None:
         aside.rename(folder)
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a folder that `atomic_folder` wrote still has all its files, each of its size."""
+    if not (folder / MARKER).is_file():
+        return False
+    sizes = read_json(folder / MARKER, "sizes")["sizes"]
+    return all((folder / name).exists() and _size(folder / name) == size for name, size in sizes.items())
+
+
+def _size(entry: Path) -> int | None:
+    """The bytes of a file; None for a folder."""
+    return None if entry.is_dir() else entry.stat().st_size
+
+
 def _aside(folder: Path) -> Path:
     """Where a folder is moved while another takes its place."""
     return folder.with_name(f".{folder.name}.old.dpr")
@@ -150,10 +163,10 @@ def _refuse_others(path: Path | str, kind: str) -> None:
     path = Path(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    about = read_json(path / MARKER, "kind", "names") if (path / MARKER).is_file() else {}
+    about = read_json(path / MARKER, "kind", "sizes") if (path / MARKER).is_file() else {}
     if about.get("kind") != kind:
         raise ValueError(f"{path} holds something else than {kind} and is not replaced; name another folder")
-    others = {str(entry.relative_to(path)) for entry in path.rglob("*")}.difference(about["names"])
+    others = {str(entry.relative_to(path)) for entry in path.rglob("*")}.difference(about["sizes"], [MARKER])
     if others:
         raise ValueError(
             f"{path} also holds {min(others)} ({len(others)} names), which was not written with it: move it "

@@ -11,7 +11,6 @@ import stat
 import warnings
 import zipfile
 
-import pooch
 import pytest
 
 from dpr.data import download
@@ -183,14 +182,9 @@ def test_the_table_has_fourteen_different_sums():
 
 
 def test_a_download_logs_nothing(archive, server, tmp_path, caplog):
-    logger = pooch.get_logger()
-    logger.setLevel(logging.INFO)
-    logger.addHandler(caplog.handler)
-    try:
+    with caplog.at_level(logging.INFO):
         download_beir("tiny", tmp_path, server.url)
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert [record.getMessage() for record in caplog.records if record.name == logger.name] == []
+    assert caplog.messages == []
 
 
 # --- download_msmarco_tiny ---------------------------------------------------------------------

@@ -46,7 +46,7 @@ def fetched(monkeypatch, tiny_beir_folder) -> list:
 def write_pairs(path, more=""):
     """Write a file of one query with its positive, and make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"query\tpositive\n{more}")
+    path.write_text(f"asked\tanswered\n{more}")
     return path
 
 
@@ -237,7 +237,7 @@ def test_a_file_of_training_data_is_read_by_its_path(project, fetched, name):
     if name.endswith(".gz"):
         path.write_bytes(gzip.compress(path.read_bytes()))
     for spelling in (name, f"./{name}", path):
-        assert [e.query for e in load_training_data(spelling).examples] == ["query"]
+        assert [e.query for e in load_training_data(spelling).examples] == ["asked"]
     assert fetched == []
 
 
@@ -299,7 +299,7 @@ def test_msmarco_tiny_is_fetched_once_into_the_projects_data(project, fetched, m
     monkeypatch.chdir(project / "notebooks")
     for _ in range(2):
         data = load_training_data("msmarco-tiny")
-        assert (data.name, [e.query for e in data.examples]) == ("msmarco-tiny", ["query"])
+        assert (data.name, [e.query for e in data.examples]) == ("msmarco-tiny", ["asked"])
         assert fetched == [("msmarco-tiny", project / "data")]
 
 

@@ -190,7 +190,7 @@ def test_a_checkpoint_without_our_settings_needs_both_lengths(generator, tmp_pat
 
 def test_no_passages_give_no_queries_and_one_string_is_refused(generator):
     assert generator.generate([], GREEDY) == []
-    with pytest.raises(ValueError, match="list of texts"):
+    with pytest.raises(ValueError, match=r"passages must be Sequence\[str\], got 'masks'"):
         generator.generate("masks", GREEDY)
 
 

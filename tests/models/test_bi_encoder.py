@@ -173,7 +173,7 @@ def test_no_text_gives_no_vector(plain_folder):
 def test_one_string_in_place_of_a_list_is_refused(plain_folder):
     encoder = load_tiny(plain_folder)
     for encode in (encoder.encode_queries, encoder.encode_passages, encoder.encode_chunks):
-        with pytest.raises(ValueError, match="expected a list of texts, got one string"):
+        with pytest.raises(ValueError, match=r"must be Sequence\[str\], got 'do masks help'"):
             encode("do masks help")
 
 
@@ -485,9 +485,9 @@ def test_an_unknown_precision_is_refused(plain_folder):
         ({"similarity": "euclidean"}, "similarity must be one of ('cosine', 'dot'), got 'euclidean'"),
         ({"query_max_length": 2}, "query_max_length must be a whole number of at least 3 tokens, got 2"),
         ({"passage_max_length": 0}, "passage_max_length must be a whole number of at least 3 tokens, got 0"),
-        ({"passage_max_length": 12.5}, "passage_max_length must be a whole number"),
-        ({"query_max_length": None}, "query_max_length must be a whole number"),
-        ({"query_max_length": True}, "query_max_length must be a whole number"),
+        ({"passage_max_length": 12.5}, "passage_max_length must be int, got 12.5"),
+        ({"query_max_length": None}, "query_max_length must be int, got None"),
+        ({"query_max_length": True}, "query_max_length must be int, got True"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_however_it_is_given(plain_folder, changed, message):
@@ -786,7 +786,7 @@ def test_a_model_with_a_part_that_would_be_left_out_is_refused(plain_folder, tmp
 @pytest.mark.parametrize("pooling", ["lasttoken", ("cls", "mean")])
 def test_a_pooling_that_is_not_ours_is_refused(plain_folder, tmp_path, pooling):
     folder = save_parts(tmp_path / "other", plain_folder, pooling=pooling)
-    with pytest.raises(ValueError, match="pooling must be one of"):
+    with pytest.raises(ValueError, match=r"pooling must be (one of|str, got tuple)"):
         BiEncoder.from_pretrained(folder, device="cpu")
 
 

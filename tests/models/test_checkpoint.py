@@ -223,15 +223,29 @@ def test_a_head_for_another_task_is_no_part_of_the_encoder(tmp_path, architectur
     assert np.ptp(base, axis=0).max() > 0.1
 
 
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "roberta", "xlnet"])
+def test_a_layer_too_many_is_found_below_a_head_too(tmp_path, architecture):
+    save_checkpoint(tmp_path, architecture, head=HEADS[architecture][0])
+    layer, field = SECOND_LAYER.get(architecture, SECOND_LAYER["bert"])
+    change_json(tmp_path / "config.json", **{field: 1})
+    with pytest.raises(ValueError, match=rf"has other weights (\w+\.)?{escape(layer)}"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", [None, "pooler.of_another_make"])
 @pytest.mark.parametrize("architecture", ["albert", "bert", "mpnet", "roberta"])
-def test_a_pooler_that_no_pooling_uses_may_be_missing(tmp_path, architecture):
+def test_a_pooler_that_no_pooling_uses_may_be_missing_or_another(tmp_path, architecture, name):
     save_checkpoint(tmp_path, architecture)
     before = load(tmp_path).encode_passages(TEXTS)
-    kept = []
-    change_weights(
-        tmp_path, lambda weights: {n: w for n, w in weights.items() if "pooler" not in n or kept.append(n)}
-    )
-    assert len(kept) == 2
+    counts = []
+
+    def without_pooler(weights):
+        kept = {other: weights[other] for other in weights if "pooler" not in other}
+        counts.append(len(weights) - len(kept))
+        return {**kept, name: torch.ones(2)} if name else kept
+
+    change_weights(tmp_path, without_pooler)
+    assert counts == [2]
     np.testing.assert_array_equal(load(tmp_path).encode_passages(TEXTS), before)
 
 
@@ -398,7 +412,10 @@ def test_a_name_of_the_hub_asks_the_network(tmp_path, monkeypatch):
 @pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.usefixtures("no_network")
 def test_what_is_neither_a_name_nor_a_folder_is_refused(tmp_path, maker, bad):
-    message = escape(f"expected a checkpoint's name or folder, got {bad!r}")
-    for attempt in (lambda: MAKERS[maker](bad, tmp_path), lambda: find_checkpoint(bad)):
-        with pytest.raises(ValueError, match=message):
-            attempt()
+    wanted = (
+        r"(name_or_folder|like) must be str \| Path, got" if bad != "" else "expected a checkpoint's name"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        MAKERS[maker](bad, tmp_path)
+    with pytest.raises(ValueError, match=escape(f"expected a checkpoint's name or folder, got {bad!r}")):
+        find_checkpoint(bad)

@@ -875,7 +875,7 @@ def test_evaluations_without_validation_are_refused(encoder, tmp_path, changed):
 
 
 def test_tags_in_one_string_are_refused(encoder, tmp_path):
-    with pytest.raises(ValueError, match=escape("tags must be a list of words, got the string 'one two'")):
+    with pytest.raises(ValueError, match=escape("tags must be Sequence[str], got 'one two'")):
         run(encoder, tmp_path / "run", tags="one two")
     assert not (tmp_path / "run").exists()
 

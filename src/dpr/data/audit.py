@@ -1,6 +1,6 @@
 """Counts of a collection's contents and possible problems, to look at before anything is measured."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ftfy.badness
 import numpy as np
@@ -43,21 +43,21 @@ class Audit:
     """
 
     num_passages: int
-    empty: list[str]
-    title_only: list[str]
-    duplicate_texts: list[str]
+    empty: list[str] = field(repr=False)
+    title_only: list[str] = field(repr=False)
+    duplicate_texts: list[str] = field(repr=False)
     num_queries: int
     num_judgements: int
     num_relevant: int
-    negative_grades: list[tuple[str, str]]
-    judged_without_document: list[str]
-    queries_without_judgements: list[str]
-    queries_without_relevant: list[str]
-    queries_as_documents: list[str]
-    ids_as_documents: list[str]
-    texts_as_documents: list[str]
-    queries_in_two_splits: list[str]
-    mojibake: list[str]
+    negative_grades: list[tuple[str, str]] = field(repr=False)
+    judged_without_document: list[str] = field(repr=False)
+    queries_without_judgements: list[str] = field(repr=False)
+    queries_without_relevant: list[str] = field(repr=False)
+    queries_as_documents: list[str] = field(repr=False)
+    ids_as_documents: list[str] = field(repr=False)
+    texts_as_documents: list[str] = field(repr=False)
+    queries_in_two_splits: list[str] = field(repr=False)
+    mojibake: list[str] = field(repr=False)
     token_lengths: dict[int, int]
     max_length: int | None
     share_cut: float | None

@@ -30,15 +30,15 @@ def read_beir(folder: Path | str, split: str = "test", name: str | None = None) 
     folder = Path(folder)
     qrels_files = sorted([*(folder / "qrels").glob("*.tsv"), *(folder / "qrels").glob("*.tsv.gz")])
     files = {}
-    for name in ("corpus.jsonl", "queries.jsonl"):
-        there = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
+    for file in ("corpus.jsonl", "queries.jsonl"):
+        there = [path for path in (folder / file, folder / f"{file}.gz") if path.is_file()]
         if not there or not qrels_files:
-            missing = "qrels/*.tsv" if there else name
+            missing = "qrels/*.tsv" if there else file
             raise FileNotFoundError(
                 f"{folder}: no {missing}; "
                 "a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/<split>.tsv, each perhaps as .gz"
             )
-        files[name] = there[0]
+        files[file] = there[0]
     all_qrels = {path.name.split(".")[0]: read_qrels(path) for path in qrels_files}
     if "dev" not in all_qrels and len(all_qrels.get("train", ())) >= DEV_SHARE:
         all_qrels["train"], all_qrels["dev"] = hold_out_dev(all_qrels["train"])

@@ -7,7 +7,7 @@ however often the work was interrupted.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dpr.arguments import checked
@@ -31,7 +31,7 @@ class Generated:
         passages_per_s: Passages per second, over all attempts.
     """
 
-    queries: dict[str, list[str]]
+    queries: dict[str, list[str]] = field(repr=False)
     num_skipped: int
     passages_per_s: float
 

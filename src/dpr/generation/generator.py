@@ -36,6 +36,7 @@ from dpr.models.checkpoint import (
     quieten,
     refuse_custom_code,
     weights_fingerprint,
+    writing_weights,
 )
 
 WARM_STARTS = ("bert", "roberta", "xlm-roberta")  # architectures that can become an encoder-decoder
@@ -318,7 +319,7 @@ class QueryGenerator:
         Raises:
             ValueError: `folder` exists and holds something other than a generator.
         """
-        with atomic_folder(folder, "a query generator") as fresh:
+        with atomic_folder(folder, "a query generator") as fresh, writing_weights(folder):
             self.model.save_pretrained(fresh)
             self.tokenizer.save_pretrained(fresh)
             write_text(fresh / SETTINGS, json.dumps(asdict(self.config), indent=1) + "\n")

@@ -5,18 +5,21 @@ in a format of our own, `encoder.json` beside a folder `transformer`. sentence-t
 read it, so it cannot apply another pooling by mistake.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from dpr.arguments import check_fields_of, checked
 from dpr.files import atomic_folder, read_json, write_text
@@ -182,7 +185,11 @@ def save_random(folder: Path | str, like: str | Path, seed: int, **shape) -> Non
     if unknown:
         raise ValueError(f"{like}'s configuration has no {', '.join(unknown)}")
     config.update(shape)
-    with torch.random.fork_rng(), atomic_folder(folder, "a random checkpoint") as fresh:
+    with (
+        torch.random.fork_rng(),
+        atomic_folder(folder, "a random checkpoint") as fresh,
+        writing_weights(folder),
+    ):
         torch.manual_seed(seed)
         AutoModel.from_config(config).save_pretrained(fresh)
         AutoTokenizer.from_pretrained(path, trust_remote_code=False).save_pretrained(fresh)
@@ -306,6 +313,19 @@ def fit_container(container, config: EncoderConfig) -> None:
     container.prompts = {"query": config.query_prompt, "document": config.passage_prompt}
 
 
+@contextmanager
+def writing_weights(folder: Path | str) -> Iterator[None]:
+    """Make safetensors' errors in writing, such as a full disk, OSErrors that name the folder.
+
+    Raises:
+        OSError: Writing failed.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(errno.EIO, f"cannot write the weights ({error})", str(folder)) from error
+
+
 def max_tokens(model) -> float:
     """How many tokens a transformer can read; infinite if it has no table of positions, as T5 and XLNet.
 
@@ -325,7 +345,7 @@ def save_container(container, config: EncoderConfig, folder: Path | str) -> None
     Raises:
         ValueError: `folder` holds something that is not a checkpoint.
     """
-    with atomic_folder(folder, "an encoder") as fresh:
+    with atomic_folder(folder, "an encoder") as fresh, writing_weights(folder):
         if config.pooling in POOLINGS:
             fit_container(container, config)
             container.save(str(fresh), create_model_card=False)

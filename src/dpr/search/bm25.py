@@ -1,5 +1,6 @@
 """BM25 search over a collection, by Lucene through pyserini."""
 
+import errno
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from dpr.arguments import checked
 from dpr.data.collection import Collection
 from dpr.data.trec import Run, checked_queries, ordered_hits, without_own_documents
 from dpr.evaluation.metrics import evaluate, split_metric
-from dpr.files import atomic_folder, locked, read_json, settle, write_text
+from dpr.files import atomic_folder, is_whole, locked, read_json, settle, write_text
 from dpr.search.java import start_jvm
 
 K1, B = 0.9, 0.4  # Anserini's defaults, which the published figures use
@@ -62,13 +63,16 @@ class BM25:
 
     def __init__(self, folder: Path, collection: Collection, reused: bool):
         start_jvm()
-        from jnius import autoclass
+        from jnius import JavaException, autoclass
         from pyserini.search.lucene import LuceneSearcher
 
         # Lucene gives up on a query of more than 1,024 words, and pyserini then on all queries
         autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(MOST_WORDS)
         self.folder, self.collection, self.reused = folder, collection, reused
-        self._searcher = LuceneSearcher(str(folder / "lucene"))
+        try:
+            self._searcher = LuceneSearcher(str(folder / "lucene"))
+        except JavaException as error:
+            raise RuntimeError(f"{folder}: Lucene cannot read it; remove it and build again") from error
         self.num_documents = self._searcher.num_docs
         self.num_bytes: int = sum(path.stat().st_size for path in (folder / "lucene").iterdir())
 
@@ -78,8 +82,9 @@ class BM25:
         """Index a collection, or open the index in `folder` if it holds exactly these passages.
 
         Texts go through Lucene's English analysis (Porter stems, stop words) as Anserini sets it.
-        Documents with neither title nor text are left out. An index of other passages or by another
-        pyserini version is replaced; if the process is killed meanwhile, the old index stays whole.
+        Documents with neither title nor text are left out. An index of other passages, by another
+        pyserini version or with a file missing is replaced; if the process is killed meanwhile, the old
+        index stays whole. A second process that builds the same index waits for the first.
 
         Args:
             collection: The passages to index.
@@ -87,8 +92,9 @@ class BM25:
 
         Raises:
             ValueError: No passage has text, or `folder` holds something other than such an index.
-            RuntimeError: Lucene holds another number of documents than it was given, or there is no
-                Java 21 or newer.
+            RuntimeError: Lucene holds another number of documents than it was given or cannot read the
+                index, or there is no Java 21 or newer.
+            OSError: The index cannot be written.
         """
         folder = Path(folder).resolve()  # Java resolves relative paths from the folder it was started in
         documents = [p for p in collection.passages if p.contents]
@@ -97,7 +103,7 @@ class BM25:
         made_by = {"fingerprint": collection.fingerprint, "pyserini": version("pyserini")}
         with locked(folder.parent / f".{folder.name}.lock", wait=True):
             settle(folder)
-            reused = _read_manifest(folder) == made_by
+            reused = _read_manifest(folder) == made_by and is_whole(folder)
             if not reused:
                 with atomic_folder(folder, "a BM25 index") as fresh:
                     _index(documents, fresh / "lucene")
@@ -183,17 +189,21 @@ class BM25:
 
 
 def _index(documents: Sequence, folder: Path) -> None:
-    """Write a Lucene index of passages with text."""
+    """Write a Lucene index of passages with text; an OSError if that fails, as on a full disk."""
     start_jvm()
+    from jnius import JavaException
     from pyserini.index.lucene import LuceneIndexer
 
-    indexer = LuceneIndexer(str(folder), threads=os.cpu_count() or 1)
-    with tqdm(total=len(documents), desc="Lucene index", unit="doc") as bar:
-        for start in range(0, len(documents), BATCH):
-            batch = documents[start : start + BATCH]
-            indexer.add_batch_dict([{"id": p.doc_id, "contents": p.contents} for p in batch])
-            bar.update(len(batch))
-    indexer.close()
+    try:
+        indexer = LuceneIndexer(str(folder), threads=os.cpu_count() or 1)
+        with tqdm(total=len(documents), desc="Lucene index", unit="doc") as bar:
+            for start in range(0, len(documents), BATCH):
+                batch = documents[start : start + BATCH]
+                indexer.add_batch_dict([{"id": p.doc_id, "contents": p.contents} for p in batch])
+                bar.update(len(batch))
+        indexer.close()
+    except JavaException as error:
+        raise OSError(errno.EIO, f"Lucene cannot write the index ({error})", str(folder)) from error
 
 
 def _read_manifest(folder: Path) -> dict | None:

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
@@ -184,7 +185,7 @@ class Index:
             write_text(fresh / "doc_ids.txt", "".join(f"{doc_id}\n" for doc_id in self.doc_ids))
             about |= {"chunks": self.chunks, "dimension": self.dimension, "settings": self.settings}
             about["crc32"] = {path.name: crc32(path) for path in sorted(fresh.iterdir())}
-            write_text(fresh / "index.json", json.dumps(about, indent=1))
+            write_text(fresh / "index.json", json.dumps({**about, "own_crc32": _crc32_of(about)}, indent=1))
 
     @classmethod
     @checked
@@ -204,8 +205,8 @@ class Index:
         about = read_json(folder / "index.json", "format")
         if about["format"] != FORMAT:
             raise ValueError(f"{folder}: format {about['format']}, expected {FORMAT}; build it again")
-        fields = ("kind", "similarity", "settings", "rows", "dimension", "chunks", "crc32")
-        about = read_json(folder / "index.json", *fields)
+        if about.pop("own_crc32", None) != _crc32_of(about):
+            raise ValueError(f"{folder / 'index.json'}: damaged; build the index again")
         for name, checksum in about["crc32"].items():
             if not (folder / name).is_file() or crc32(folder / name) != checksum:
                 raise ValueError(f"{folder / name}: missing or damaged; build the index again")
@@ -217,10 +218,6 @@ class Index:
         else:
             engine = FaissEngine.load(folder)
         doc_ids = [line for _, line in read_lines(folder / "doc_ids.txt")]
-        if len(doc_ids) != about["rows"]:
-            raise ValueError(
-                f"{folder}: {len(doc_ids)} doc_ids for {about['rows']} rows; build the index again"
-            )
         index = cls(kind, about["similarity"], settings, doc_ids, about["chunks"], about["dimension"], engine)
         return index.with_search(**{n: v for n, v in settings.items() if n in SEARCH_SETTINGS})
 
@@ -319,6 +316,11 @@ def checked_lengths(vectors: np.ndarray, name: str, similarity: str, dimension: 
     if similarity == "cosine" and not lengths.all():
         raise ValueError(f"{name}: row {int(np.argmin(lengths))} is a zero vector: it has no cosine")
     return lengths
+
+
+def _crc32_of(about: dict) -> int:
+    """The checksum of what an index says about itself."""
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
 
 
 def _blocks(vectors: np.ndarray, scale: np.ndarray | None) -> Iterator[np.ndarray]:

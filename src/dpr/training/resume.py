@@ -4,7 +4,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Training:
         folder: The training's folder.
     """
 
-    history: list[dict[str, Any]]
+    history: list[dict[str, Any]] = field(repr=False)
     finished: dict[str, Any]
     folder: Path
 
