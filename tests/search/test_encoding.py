@@ -47,7 +47,7 @@ def encode(order):
     encode_collection(order["folder"], encoder, collection, **order["settings"])
     return "done"
 
-serve(encode, lambda order: len(list(Path(order["folder"]).glob("shard-??????.npy"))))
+serve(encode, lambda order: len(list(Path(order["folder"]).glob("shard-??????.json"))))
 """
 
 
@@ -87,7 +87,8 @@ def contents(folder):
 
 def shards(folder):
     """Which complete shards there are, and when each was written."""
-    return {path.name: path.stat().st_mtime_ns for path in sorted(folder.glob("shard-??????.npy"))}
+    complete = sorted(path.with_suffix(".npy") for path in folder.glob("shard-??????.json"))
+    return {path.name: path.stat().st_mtime_ns for path in complete}
 
 
 def watch(encoder, most=10**9):
