@@ -29,6 +29,7 @@ from dpr.files import (
     atomic_path,
     check_name,
     errors_of,
+    is_whole,
     locked,
     read_json,
     read_jsonl,
@@ -408,11 +409,36 @@ def test_a_folder_is_made_where_there_is_nothing(tmp_path, old):
     assert_whole(path, "new")
 
 
-def test_the_marker_says_the_kind_and_every_name(tmp_path):
-    write_folder(tmp_path / "made")
+def test_the_marker_says_the_kind_and_the_size_of_every_file(tmp_path):
+    write_folder(tmp_path / "made", "four")
     about = json.loads((tmp_path / "made" / MARKER).read_text())
-    assert about["kind"] == THING
-    assert sorted(about["names"]) == [MARKER, "deep", "deep/two", "one"]
+    assert about == {"kind": THING, "sizes": {"deep": None, "deep/two": 4, "one": 4}}
+    assert is_whole(tmp_path / "made")
+
+
+@pytest.mark.parametrize("name", [MARKER, "one", "deep/two"])
+@pytest.mark.parametrize("damage", ["lost", "cut", "longer"])
+def test_a_folder_with_a_file_lost_or_of_another_size_is_not_whole(tmp_path, name, damage):
+    write_folder(tmp_path / "made", "four")
+    path = tmp_path / "made" / name
+    if damage == "lost":
+        path.unlink()
+    else:
+        path.write_text(path.read_text()[:-1] if damage == "cut" else path.read_text() + "\n")
+    if (name, damage) == (MARKER, "cut"):
+        with pytest.raises(ValueError, match=escape(f"{path}: damaged, not JSON")):
+            is_whole(tmp_path / "made")
+    else:
+        assert is_whole(tmp_path / "made") == ((name, damage) == (MARKER, "longer"))
+
+
+def test_a_folder_may_hold_more_than_its_files_and_is_whole(tmp_path):
+    write_folder(tmp_path / "made")
+    (tmp_path / "made" / "notes").write_text("theirs")
+    assert is_whole(tmp_path / "made")
+    shutil.rmtree(tmp_path / "made" / "deep")
+    assert not is_whole(tmp_path / "made")
+    assert not is_whole(tmp_path / "missing")
 
 
 def test_a_folder_within_one_is_the_same_temporary_one(tmp_path):
@@ -450,14 +476,14 @@ OTHERS = {  # what makes a folder one that is not replaced, and what the error s
     "a notebook's copies": (with_file(".ipynb_checkpoints/a.ipynb"), "{path} also holds .ipynb_checkpoints"),
     "a file deep inside": (with_file("deep/deeper/notes"), "{path} also holds deep/deeper (2 names)"),
     "an empty marker": (only_one(""), "{path}/.dpr.json: damaged, not JSON"),
-    "a cut marker": (only_one('{"kind": "a thing", "na'), "{path}/.dpr.json: damaged, not JSON"),
+    "a cut marker": (only_one('{"kind": "a thing", "si'), "{path}/.dpr.json: damaged, not JSON"),
     "a list as marker": (only_one("[]"), "{path}/.dpr.json: damaged, expected a JSON object, got list"),
-    "a marker without names": (
+    "a marker without sizes": (
         only_one('{"kind": "a thing"}'),
-        "{path}/.dpr.json: damaged, it lacks the field names",
+        "{path}/.dpr.json: damaged, it lacks the field sizes",
     ),
     "a marker without kind": (
-        only_one('{"names": []}'),
+        only_one('{"sizes": {}}'),
         "{path}/.dpr.json: damaged, it lacks the field kind",
     ),
 }

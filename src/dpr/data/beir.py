@@ -80,5 +80,5 @@ def read_corpus(path: Path | str) -> list[Passage]:
         passages[doc_id] = Passage(doc_id, title, text)
     if halves:
         message = f"{len(halves)} documents held half a character (a lone surrogate), now \ufffd"
-        warnings.warn(f"{message}; first {halves[0]}", stacklevel=2)
+        warnings.warn(f"{message}; first {halves[0]}", stacklevel=3)
     return list(passages.values())

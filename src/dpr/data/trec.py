@@ -364,7 +364,7 @@ def read_topics(path: Path | str, field: str = "question") -> dict[str, str]:
         raise ValueError(f"{path}: no query in it")
     if halves:
         message = f"{len(halves)} queries held half a character (a lone surrogate), now \ufffd"
-        warnings.warn(f"{message}; first {halves[0]}", stacklevel=2)
+        warnings.warn(f"{message}; first {halves[0]}", stacklevel=3)
     return topics
 
 

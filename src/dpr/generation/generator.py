@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     EncoderDecoderModel,
@@ -130,6 +131,9 @@ class QueryGenerator:
             raise ValueError(f"{path} does not say its {', '.join(missing)}; pass {missing[0]}=…")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         how = {"trust_remote_code": False}
+        known_as = AutoConfig.from_pretrained(path, **how)
+        if type(known_as) not in AutoModelForSeq2SeqLM._model_mapping:
+            raise ValueError(f"{path}: {known_as.model_type} is no sequence-to-sequence model, as T5 is")
         model, found = AutoModelForSeq2SeqLM.from_pretrained(
             path, dtype=torch.float32, output_loading_info=True, **how
         )
@@ -163,8 +167,8 @@ class QueryGenerator:
             **settings: Fields of `GeneratorConfig`.
 
         Raises:
-            ValueError: The encoder is none of `WARM_STARTS`, or its tokenizer has no token to begin and to
-                end a text with.
+            ValueError: The encoder is none of `WARM_STARTS` or lacks weights, or its tokenizer has no token
+                to begin and to end a text with.
 
         Source: Rothe, Narayan and Severyn 2020, Leveraging pre-trained checkpoints for sequence generation.
         """
@@ -174,6 +178,9 @@ class QueryGenerator:
         kind = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
         if kind not in WARM_STARTS:
             raise ValueError(f"{path}: a warm start needs one of {', '.join(WARM_STARTS)}, got {kind}")
+        encoder, found = AutoModel.from_pretrained(path, device_map="meta", output_loading_info=True)
+        parts = [name for name, _ in encoder.named_children()]
+        check_weights(path, found["missing_keys"], found["unexpected_keys"], parts)
         model = EncoderDecoderModel.from_encoder_decoder_pretrained(
             path, path, decoder_num_hidden_layers=num_decoder_layers
         )
@@ -268,7 +275,7 @@ class QueryGenerator:
             For each block its rows' lists of queries, and the position of each row's passage, int64 [rows].
         """
         self.model.eval()
-        longest = max_tokens(getattr(self.model, "decoder", self.model).base_model) - 1
+        longest = max_tokens(getattr(self.model, "decoder", self.model).base_model)
         if decoding.max_length > longest:
             raise ValueError(
                 f"{self.name} writes at most {longest} tokens, asked for {decoding.max_length} (max_length)"

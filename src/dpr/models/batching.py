@@ -83,7 +83,9 @@ def _chunks(
     part of the text's first word.
     """
     found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    sample = texts[next((i for i, tokens in enumerate(found) if tokens), 0)]
+    special = set(tokenizer.all_special_ids)
+    plain = (i for i, tokens in enumerate(found) if tokens and special.isdisjoint(tokens))
+    sample = next((texts[i] for i in plain), "a")
     body, framed = (tokenizer(sample, add_special_tokens=add, verbose=False) for add in (False, True))
     size, ids = len(body["input_ids"]), framed["input_ids"]
     at = next((i for i in range(len(ids) - size + 1) if ids[i : i + size] == body["input_ids"]), None)

@@ -95,8 +95,17 @@ class BiEncoder:
         for field in ("pooling", "similarity"):
             if saved.get(field) and settings.get(field, saved[field]) != saved[field]:
                 warnings.warn(
-                    f"{path}: made for {field} {saved[field]!r}, read with {settings[field]!r}", stacklevel=2
+                    f"{path}: made for {field} {saved[field]!r}, read with {settings[field]!r}",
+                    stacklevel=3,
                 )
+        prompts = container.prompts or {}
+        unused = [name for name in ("passage", "corpus") if saved and prompts.get(name)]
+        if unused and not prompts.get("document") and "passage_prompt" not in settings:
+            warnings.warn(
+                f"{path}: its prompt {unused[0]!r} is not used, as sentence-transformers' encode_document takes "
+                f"only 'document'; pass passage_prompt={prompts[unused[0]]!r} to use it",
+                stacklevel=3,
+            )
         merged = {"normalize": False, "similarity": "cosine", **saved, **settings}
         missing = [f for f in ("pooling", "query_max_length", "passage_max_length") if f not in merged]
         if missing:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from dpr.models.pooling import POOLINGS, parse_pooling
 
 OWN_FORM, TRANSFORMER = "encoder.json", "transformer"
 SIMILARITIES = ("cosine", "dot")
+UNUSED = {"pooler", "masked_bias", "position_ids"}  # names in checkpoints that no model here uses
 OFFLINE_MODEL = "all-MiniLM-L6-v2"
 OFFLINE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -85,7 +85,7 @@ def find_checkpoint(name_or_folder: str | Path) -> str:
     if Path(name).is_dir():
         return name
     parts = name.split("/")
-    here = len(parts) > 2 or (len(parts) == 2 and Path(parts[0]).is_dir())
+    here = len(parts) > 2 or (len(parts) == 2 and Path(parts[0]).is_dir()) or not parts[-1] or " " in name
     if isinstance(name_or_folder, Path) or name.startswith((".", "/", "~")) or here or Path(name).exists():
         raise FileNotFoundError(f"{name}: no such checkpoint folder")
     if name.removeprefix("sentence-transformers/") == OFFLINE_MODEL:
@@ -124,14 +124,18 @@ def check_weights(path: str, missing: Iterable[str], unexpected: Iterable[str], 
     Raises:
         ValueError: There are such weights; the message names the first ones.
     """
-    parts = set(parts) - {"pooler"}
-    kinds = {
-        "lacks": [name for name in missing if "pooler" not in name.split(".")],
-        "has other": [name for name in unexpected if parts.intersection(name.split(".")[:2])],
-    }
-    if any(kinds.values()):
-        told = (f"{what} weights {', '.join(sorted(w)[:3])} ({len(w)})" for what, w in kinds.items() if w)
-        raise ValueError(f"{path} {' and '.join(told)} than its config.json says; the model would be random")
+    parts = set(parts)
+    lacking = sorted(name for name in missing if "pooler" not in name.split("."))
+    others = sorted(
+        name
+        for name in unexpected
+        if parts.intersection(name.split(".")[:2]) and not UNUSED.intersection(name.split("."))
+    )
+    if lacking or others:
+        kinds = (("lacks weights", lacking), ("has other weights", others))
+        told = " and ".join(f"{what} {', '.join(w[:3])} ({len(w)})" for what, w in kinds if w)
+        end = "; the model would be random" if lacking else ""
+        raise ValueError(f"{path} {told} than its config.json says{end}")
 
 
 def refuse_custom_code(path: str) -> None:
@@ -140,17 +144,25 @@ def refuse_custom_code(path: str) -> None:
     Raises:
         ValueError: It is; the message says what to do.
     """
-    file = Path(path) / "config.json"
-    if file.is_file():
-        about = read_json(file)
-        if "auto_map" in about:
-            from transformers import CONFIG_MAPPING
+    from transformers import CONFIG_MAPPING, AutoConfig
 
-            if about.get("model_type") not in CONFIG_MAPPING:
-                raise ValueError(
-                    f"{path}: its architecture {about.get('model_type')!r} is code inside the checkpoint, "
-                    "which is never executed here; use a checkpoint of an architecture of transformers"
-                )
+    own = None
+    if not Path(path).is_dir():
+        try:
+            AutoConfig.from_pretrained(path, trust_remote_code=False)
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):
+                raise
+            own = "its architecture"
+    elif (Path(path) / "config.json").is_file():
+        about = read_json(Path(path) / "config.json")
+        if "auto_map" in about and about.get("model_type") not in CONFIG_MAPPING:
+            own = f"its architecture {about.get('model_type')!r}"
+    if own:
+        raise ValueError(
+            f"{path}: {own} is code inside the checkpoint, which is never executed here; use a checkpoint of "
+            f"an architecture of transformers"
+        )
 
 
 def weights_fingerprint(model: torch.nn.Module, settings: Mapping[str, Any]) -> str:
@@ -226,8 +238,13 @@ def load_container(path: str, device: str | None):
     complete = is_sentence_transformer_model(path)
     subfolder = ""
     if complete:
-        [first, *_] = json.loads(Path(load_file_path(path, "modules.json")).read_text(encoding="utf-8"))
-        subfolder = first["path"]
+        modules = json.loads(Path(load_file_path(path, "modules.json")).read_text(encoding="utf-8"))
+        others = [m["type"] for m in modules if not m["type"].startswith("sentence_transformers.")]
+        if others:
+            raise ValueError(
+                f"{path}: {others[0]} is code inside the checkpoint, which is never executed here"
+            )
+        subfolder = modules[0]["path"]
     refuse_custom_code(str(Path(path) / subfolder))
     plain = {} if complete else AutoConfig.from_pretrained(path, trust_remote_code=False).to_dict()
     if plain.get("model_type") == "dpr":
@@ -248,12 +265,9 @@ def load_container(path: str, device: str | None):
     if not complete:
         return container, {}
     pooling, prompts = container[1], container.prompts or {}
-    unused = [name for name in ("passage", "corpus") if prompts.get(name) and not prompts.get("document")]
-    if unused:
-        warnings.warn(
-            f"{path}: its prompt {unused[0]!r} is not used, only 'document', as in sentence-transformers' "
-            f"encode_document; pass passage_prompt={prompts[unused[0]]!r} to use it",
-            stacklevel=3,
+    if container.truncate_dim is not None:
+        raise ValueError(
+            f"{path} cuts vectors to {container.truncate_dim} (truncate_dim), which is not supported"
         )
     if not pooling.include_prompt and any(prompts.values()):
         raise ValueError(f"{path} leaves its prompt out of the pooling, which is not supported")
@@ -333,7 +347,8 @@ def max_tokens(model) -> float:
     """
     positions = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     reserved = getattr(positions, "padding_idx", None)
-    limit = getattr(model.config, "max_position_embeddings", None) or -1
+    names = ("max_position_embeddings", "max_encoder_position_embeddings")
+    limit = next((found for name in names if (found := getattr(model.config, name, None))), -1)
     return math.inf if limit < 0 else limit - (0 if reserved is None else reserved + 1)
 
 

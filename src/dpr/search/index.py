@@ -123,7 +123,7 @@ class Index:
             warnings.warn(
                 f"{len(shared)} queries have the id of a document, first {min(shared)!r}: if they are these "
                 "documents, pass own_documents=collection.own_documents, else own_documents=frozenset()",
-                stacklevel=2,
+                stacklevel=3,
             )
         found = self._documents(query_emb, depth + bool(own))
         run = Run({q: dict(ordered_hits(hits)) for q, hits in zip(query_ids, found, strict=True)}, tag)
