@@ -102,8 +102,8 @@ class BiEncoder:
         unused = [name for name in ("passage", "corpus") if saved and prompts.get(name)]
         if unused and not prompts.get("document") and "passage_prompt" not in settings:
             warnings.warn(
-                f"{path}: its prompt {unused[0]!r} is not used, as sentence-transformers' encode_document takes "
-                f"only 'document'; pass passage_prompt={prompts[unused[0]]!r} to use it",
+                f"{path}: its prompt {unused[0]!r} is not used, as encode_document of sentence-"
+                f"transformers takes only 'document'; pass passage_prompt={prompts[unused[0]]!r} to use it",
                 stacklevel=3,
             )
         merged = {"normalize": False, "similarity": "cosine", **saved, **settings}
