@@ -44,7 +44,9 @@ def calls(tmp_path_factory, plain_folder):
     passages = [Passage(f"d{i}", f"title {i}", f"the text of passage {i} about bees") for i in range(8)]
     queries = {f"q{i}": f"which passage is {i}" for i in range(6)}
     qrels = {f"q{i}": {f"d{i}": 1} for i in range(6)}
-    collection = Collection("tiny", passages, queries, dict.fromkeys(("train", "dev", "test"), qrels), "train")
+    collection = Collection(
+        "tiny", passages, queries, dict.fromkeys(("train", "dev", "test"), qrels), "train"
+    )
     data = dpr.TrainingData.from_collection(collection)
     run = {q: {f"d{i}": 1.0 / (i + 1) for i in range(8)} for q in queries}
     emb = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)

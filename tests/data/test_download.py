@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import stat
+import threading
 import warnings
 import zipfile
 
@@ -145,12 +146,34 @@ def test_a_part_longer_than_the_file_is_thrown_away(archive, server, tmp_path):
 def test_a_wrong_md5_names_file_and_both_sums_and_the_next_try_starts_afresh(archive, server, tmp_path):
     server.files["tiny.zip"] = archive[:-1] + b"?"
     got = hashlib.md5(server.files["tiny.zip"]).hexdigest()
-    with pytest.raises(ValueError, match=rf"tiny\.zip.* expected md5:{BEIR_MD5['tiny']} but got {got}"):
+    message = rf"{server.url}/tiny\.zip: got md5 {got}, expected {BEIR_MD5['tiny']}; removed"
+    with pytest.raises(ValueError, match=message):
         download_beir("tiny", tmp_path, server.url)
     assert names_in(tmp_path) == []
     server.files["tiny.zip"] = archive
     download_beir("tiny", tmp_path, server.url)
     assert server.ranges == [None, None]
+
+
+def at_once(download):
+    """Call a function in two threads at the same moment, and return what both gave."""
+    together, found = threading.Barrier(2), []
+
+    def call():
+        together.wait(timeout=10)
+        found.append(download())
+
+    threads = [threading.Thread(target=call) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    return found
+
+
+def test_of_two_downloads_at_once_one_waits_and_both_get_the_folder(archive, server, tmp_path):
+    assert at_once(lambda: download_beir("tiny", tmp_path, server.url)) == [tmp_path / "tiny"] * 2
+    assert (server.ranges, names_in(tmp_path)) == ([None], ["tiny"])
 
 
 def test_a_file_that_is_not_on_the_server_is_an_error_at_once(archive, server, tmp_path):
@@ -210,6 +233,14 @@ def test_msmarco_tiny_is_fetched_once_and_reads_as_training_data(triples, server
     assert len(read_training_tsv(folder / MSMARCO_TINY).examples) == 5000
 
 
+def test_of_two_downloads_of_msmarco_tiny_at_once_one_waits_and_both_get_the_folder(
+    triples, server, tmp_path
+):
+    folder = tmp_path / "msmarco-tiny"
+    assert at_once(lambda: download_msmarco_tiny(tmp_path, server.url)) == [folder] * 2
+    assert (server.ranges, names_in(folder)) == ([None], [MSMARCO_TINY])
+
+
 def test_msmarco_tiny_cut_off_is_continued_where_it_stopped_by_this_call_or_a_later_one(
     triples, server, tmp_path
 ):
@@ -232,7 +263,7 @@ def test_another_file_in_the_place_of_msmarco_tiny_is_removed_and_the_next_try_s
     changed = {"shorter": triples[:-9] + b"\n", "longer": b"more" + triples}
     served = changed.get(damage, triples[:-1] + b"?")  # the same size
     server.files[MSMARCO_TINY] = served
-    numbers = f"got {len(served):,} bytes and {served.count(10):,} lines, expected {len(triples):,} and 5,000"
+    numbers = f"got {len(served):,} bytes and {served.count(10):,} lines, not {len(triples):,} and 5,000"
     with pytest.raises(ValueError, match=rf"{server.url}/{re.escape(MSMARCO_TINY)}: {numbers}; removed"):
         download_msmarco_tiny(tmp_path, server.url)
     assert names_in(tmp_path / "msmarco-tiny") == []

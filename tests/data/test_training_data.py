@@ -151,10 +151,10 @@ def test_equal_texts_are_one_passage_and_texts_alike_but_for_case_are_counted(re
 
 @pytest.mark.parametrize("name", ["made.tsv", "made.tsv.gz"])
 def test_byte_order_mark_line_ends_and_blank_lines_are_no_content(tmp_path, name):
-    content = "\ufeffquery\tpositive\r\n\r\n  \nother\t second \r\n".encode()
+    content = "\ufeffasked\tpositive\r\n\r\n  \nother\t second \r\n".encode()
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     data = read_training_tsv(tmp_path / name)
-    assert in_words(data) == [("query", {"positive": 1}, []), ("other", {"second": 1}, [])]
+    assert in_words(data) == [("asked", {"positive": 1}, []), ("other", {"second": 1}, [])]
     assert [e.query_id for e in data.examples] == ["q1", "q4"]
     assert data.preparation.bad_lines == ()
 
@@ -227,7 +227,7 @@ def test_any_file_becomes_what_a_plain_loop_makes_of_it(scratch, rows):
 
 
 def test_the_name_of_a_gzipped_file_is_without_both_endings(tmp_path):
-    (tmp_path / "pairs.tsv.gz").write_bytes(gzip.compress(b"query\tpositive\n"))
+    (tmp_path / "pairs.tsv.gz").write_bytes(gzip.compress(b"asked\tpositive\n"))
     assert read_training_tsv(tmp_path / "pairs.tsv.gz").name == "pairs"
 
 
@@ -688,3 +688,19 @@ def test_a_query_of_several_sets_keeps_what_each_says_of_it():
     assert whole.examples[0].negatives == ("0-d2",)
     with pytest.raises(ValueError, match="none: no training example"):
         merge("none")
+
+
+@pytest.mark.parametrize("header", ["query\tpositive\tnegative", "Question\tpos\tneg", "qid\tdoc\tdoc"])
+def test_a_header_is_a_bad_line_and_no_query(tmp_path, header):
+    path = tmp_path / "triples.tsv"
+    path.write_text(f"{header}\ndo masks help\tthey filter\tzinc\n")
+    with pytest.raises(ValueError, match=escape(f"{path}:1: it looks like a header; 1 bad lines")):
+        read_training_tsv(path)
+    assert [e.query for e in read_training_tsv(path, max_bad_lines=1).examples] == ["do masks help"]
+
+
+def test_lines_that_end_with_a_bare_carriage_return_are_not_taken_for_one(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    path.write_bytes(b"do masks help\tthey filter\rdoes zinc help\tby a day\ris it far\tno\n")
+    with pytest.raises(ValueError, match=escape(f"{path}:1: a carriage return inside it")):
+        read_training_tsv(path)

@@ -412,6 +412,7 @@ def test_the_field_of_a_topic_is_the_one_asked_for(tmp_path):
     ("name", "content", "message"),
     [
         ("topics.xml", "<topics><topic number='1'>", ": not XML"),
+        ("topics.xml", "<topics>\n\n\n<topic></topics>", ":4: not XML"),
         ("topics.xml", "<topics><query>q</query></topics>", ": no query in it"),
         (
             "topics.xml",
@@ -429,6 +430,8 @@ def test_the_field_of_a_topic_is_the_one_asked_for(tmp_path):
         ("topics.tsv", "\tq", ":1: the query id is missing"),
         ("topics.tsv", "1\t ", ":1: query 1 has no text"),
         ("topics.tsv", "1\tq\n1\tq", ":2: query 1 comes twice"),
+        ("topics.tsv", "query-id\ttext\n1\tq", ":1: 'query-id\\ttext' looks like a header; remove the line"),
+        ("topics.tsv", "qid\tquery\n1\tq", ":1: 'qid\\tquery' looks like a header; remove the line"),
         ("queries.jsonl", '{"_id": "1", "text"', ":1: not JSON"),
         ("queries.jsonl", '["1", "q"]', ":1: expected a JSON object, got list"),
         ("queries.jsonl", '{"text": "q"}', ":1: the query id is missing or no string"),
@@ -677,3 +680,18 @@ def test_a_query_that_is_a_document_loses_that_hit_alone_before_the_cut(run, own
         q: list(hits.items()) for q, hits in expected.items()
     }
     assert (found.tag, before) == ("tag", run)
+
+
+@pytest.mark.parametrize("number", ["\u0661", "\uff11", "1_0", "\u00b2", "0x1"])
+def test_a_number_in_other_digits_than_ascii_ones_is_refused_by_file_and_line(tmp_path, number):
+    judged = write_lines(tmp_path / "qrels.txt", "q 0 d 1", f"q 0 e {number}")
+    with pytest.raises(ValueError, match=escape(f"{judged}:2: relevance {number!r} is not a finite number")):
+        read_qrels(judged)
+    run = write_lines(tmp_path / "run.trec", "q Q0 d 1 2.0 t", f"q Q0 e 2 {number} t")
+    with pytest.raises(ValueError, match=escape(f"{run}:2: score {number!r} is not a finite number")):
+        read_run(run)
+
+
+@pytest.mark.parametrize("line", ["7\ttitle of it", "q1\tquery speed", "1\t2024", "qid7\tdocuments"])
+def test_a_first_query_is_no_header(tmp_path, line):
+    assert len(read_topics(write_lines(tmp_path / "topics.tsv", line, "8\tmasks"))) == 2

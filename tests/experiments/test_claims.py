@@ -5,7 +5,7 @@ from re import escape
 
 import pytest
 
-from dpr.experiments.claims import Claims
+from dpr.experiments.claims import Claims, quoted
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,39 @@ def test_claims_keep_their_order_and_each_collector_its_own():
     first("a", 2, low=0)
     assert [claim for claim, _, _ in first.rows] == ["b", "a"]
     assert [claim for claim, _, _ in second.rows] == ["c"]
+
+
+def test_on_data_nobody_knows_a_claim_that_fails_is_remembered_as_failed_with_a_warning():
+    check = Claims(strict=False)
+    with pytest.warns(UserWarning, match="claim failed: cls is worse: got 0.1, expected at least 0.2"):
+        check("cls is worse", 0.1, low=0.2)
+    check("and this holds", 1, low=1)
+    assert check.rows == [
+        ("cls is worse", "0.1", "at least 0.2: not so here"),
+        ("and this holds", "1", "at least 1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>alert(1)</script>",
+        "<img src=x onerror=alert(1)>",
+        "a [link](javascript:alert(1)) and ![one](x)",
+        "`code` *and* __more__ | a | table |",
+        "# no heading\n\n- no list\n\n    no code",
+        "&lt;b&gt; stays as it is, as do $x^2$ and \\\\(y\\\\)",
+    ],
+)
+def test_a_quoted_text_is_shown_sign_by_sign(text):
+    from html.parser import HTMLParser
+
+    from nbconvert.filters.markdown import markdown2html
+
+    shown, tags = [], []
+    parser = HTMLParser()
+    parser.handle_data = shown.append
+    parser.handle_starttag = lambda tag, attributes: tags.append(tag)
+    parser.feed(markdown2html(f"> {quoted(text)}"))
+    assert set(tags) <= {"blockquote", "p"}
+    assert "".join(shown).split() == text.split()

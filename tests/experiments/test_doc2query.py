@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from re import escape
 
 import pytest
 
@@ -22,6 +23,7 @@ from dpr.experiments.results import load_result
 from dpr.experiments.workspace import Workspace
 from dpr.generation.decoding import Decoding
 from dpr.generation.expansion import expand
+from dpr.generation.generate import write_queries
 from dpr.generation.generator import QueryGenerator
 from dpr.search.bm25 import BM25, K1, B
 from dpr.training.settings import GeneratorSettings
@@ -235,6 +237,36 @@ def test_a_writer_and_its_queries_are_made_once_and_read_without_the_model(space
     assert again.training.finished == first.training.finished
     assert again.training.minutes == first.training.minutes > 0
     assert again.write("sampled", collection, SAMPLED) == written
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "other queries"])
+def test_saved_queries_that_have_changed_are_written_again(space, writer, damage):
+    written = writer().write("sampled", space.collection(), SAMPLED)
+    path = space.runs / "queries" / "tiny-writer-sampled.jsonl.gz"
+    whole = path.read_bytes()
+    if damage == "other queries":
+        write_queries(path, {doc_id: ["other"] for doc_id in written.queries})
+    else:
+        flipped = bytes([whole[-9] ^ 1]) + whole[-8:]
+        path.write_bytes(whole[:-9] + flipped if damage == "flipped" else whole[:-9])
+    assert writer().write("sampled", space.collection(), SAMPLED).queries == written.queries
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["training/tiny-writer.json", "queries/tiny-writer-sampled.json"])
+@pytest.mark.parametrize("text", ["", '{"made_of": {', "[]", "{}"])
+def test_a_damaged_description_of_what_a_writer_made_is_named(space, writer, name, text):
+    writer().write("sampled", space.collection(), SAMPLED)
+    (space.runs / name).write_text(text)
+    with pytest.raises(ValueError, match=escape(f"{space.runs / name}: damaged")):
+        writer().write("sampled", space.collection(), SAMPLED)
+
+
+def test_a_writer_whose_tag_or_queries_name_would_lead_out_of_its_folder_is_refused(space, writer):
+    with pytest.raises(ValueError, match=escape("tag '../../x' becomes a file's name")):
+        writer(tag="../../x")
+    with pytest.raises(ValueError, match=escape("tag and name 'tiny-writer-../x' becomes a file's name")):
+        writer().write("../x", space.collection(), SAMPLED)
 
 
 @pytest.mark.parametrize(

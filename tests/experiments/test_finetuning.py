@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from re import escape
 
 import nbformat
 import pytest
@@ -149,6 +150,34 @@ def test_a_result_that_another_model_made_is_made_again(space, made, encoder):
     run = made()
     assert run.result.metadata["notebook"] == "04_finetune_biencoder"
     assert load_result(space.runs, TAG).metadata["config"]["model"] != other.fingerprint
+
+
+@pytest.mark.parametrize("ending", [".trec.gz", ".csv", ".json"])
+@pytest.mark.parametrize("damage", ["lost", "flipped", "cut"])
+def test_with_a_damaged_result_it_is_searched_again_and_not_trained(space, made, monkeypatch, ending, damage):
+    first = made()
+    path = space.runs / f"{TAG}{ending}"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    if damage == "lost":
+        path.unlink()
+    else:
+        path.write_bytes(data if damage == "flipped" else data[: len(data) // 2])
+    again = made()
+    assert again.training.history == first.training.history
+    assert load_result(space.runs, TAG).run() == first.result.run() == again.result.run()
+    trained = (space.model_folder("tiny/train", TAG) / "training.json").stat().st_mtime_ns
+    forget_model(space)
+    assert made().result.metadata == again.result.metadata
+    assert trained < path.stat().st_mtime_ns
+
+
+@pytest.mark.parametrize("text", ["", '{"settings": {', "[]", "{}"])
+def test_a_damaged_kept_training_is_named(space, made, text):
+    made()
+    space.kept_training(TAG).write_text(text)
+    with pytest.raises(ValueError, match=escape(f"{space.kept_training(TAG)}: damaged")):
+        made()
 
 
 def test_two_encoders_are_made_and_read_alike(space, made, encoder):

@@ -11,6 +11,7 @@ import pytest
 
 from dpr.experiments.notebooks import clean, execute_notebook, extract_figures, main, set_parameters
 from dpr.experiments.results import load_results
+from dpr.files import locked
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -168,6 +169,58 @@ def test_an_unknown_profile_ends_with_one_line_that_names_the_known_ones():
 def test_a_number_without_a_notebook_is_refused_with_those_there_are():
     with pytest.raises(SystemExit, match="error: no notebook 9; there are 01, 02, 03, 04, 05, 06, 07"):
         main(["run", "--profile", "sample", "--only", "01", "9"])
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """Two notebooks: the first counts how often it was executed, the second fails while `bad` exists."""
+    first = "print(len(open('ran').read()), file=open('ran', 'a'))"
+    sources = (first, "assert not __import__('os').path.exists('bad')")
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "notebooks").mkdir()
+    for number, source in enumerate(sources, start=1):
+        notebook = small_notebook(source)
+        notebook.cells[1].source = 'PROFILE = "sample"  # which\nOUTPUT = ""  # where'
+        nbformat.write(notebook, tmp_path / "notebooks" / f"0{number}_made.ipynb")
+    (tmp_path / "notebooks" / "ran").touch()
+    (tmp_path / "notebooks" / "bad").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_what_was_interrupted_goes_on_with_the_notebooks_not_done(repository, capsys):
+    def times():
+        return len((repository / "notebooks" / "ran").read_text().splitlines())
+
+    command = ["run", "--profile", "smoke"]
+    for _ in range(2):
+        with pytest.raises(papermill.PapermillExecutionError):
+            main(command)
+        assert times() == 1
+    assert "01_made.ipynb was done before the interruption (1 of 2)" in capsys.readouterr().out
+    (repository / "notebooks" / "bad").unlink()
+    main([*command, "--only", "01"])  # asked for by number it is executed
+    assert times() == 2
+    main(command)
+    assert times() == 2
+    main(command)  # all were done: this is a new beginning
+    assert times() == 3
+
+
+def test_after_an_interruption_a_changed_notebook_begins_anew(repository):
+    with pytest.raises(papermill.PapermillExecutionError):
+        main(["run", "--profile", "smoke"])
+    first = repository / "notebooks" / "01_made.ipynb"
+    first.write_text(first.read_text().replace("print(", "print('again', "))
+    with pytest.raises(papermill.PapermillExecutionError):
+        main(["run", "--profile", "smoke"])
+    assert "again" in (repository / "notebooks" / "ran").read_text()
+
+
+def test_two_at_once_do_not_execute_into_the_same_folder(repository):
+    message = "build/smoke: another process is writing into this folder"
+    with locked(repository / "build" / "smoke" / ".lock"), pytest.raises(SystemExit, match=message):
+        main(["run", "--profile", "smoke"])
 
 
 @pytest.mark.notebook

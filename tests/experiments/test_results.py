@@ -187,6 +187,55 @@ def test_a_missing_file_is_named_with_the_notebooks_that_make_it(tmp_path, deep_
         load_result(tmp_path, "deep-system")
 
 
+@pytest.mark.parametrize("ending", [".trec.gz", ".csv"])
+def test_files_of_two_runs_mixed_are_refused_and_the_one_that_does_not_belong_is_named(
+    tmp_path, deep_run, deep_collection, ending
+):
+    save(tmp_path, deep_run, deep_collection)
+    other = Run({**deep_run, "q3": {"d003": 1.0}}, "deep-system")  # finds as little of what is relevant
+    save(tmp_path / "other", other, deep_collection)
+    assert load_result(tmp_path / "other", "deep-system").evaluation.means == pytest.approx(
+        load_result(tmp_path, "deep-system").evaluation.means, abs=0.01
+    )
+    path = tmp_path / f"deep-system{ending}"
+    shutil.copy(tmp_path / "other" / path.name, path)
+    message = f"{path}: not the file that deep-system.json was written with; run again"
+    with pytest.raises(ValueError, match=escape(message)):
+        load_result(tmp_path, "deep-system")
+
+
+@pytest.mark.parametrize("ending", [".trec.gz", ".csv"])
+@pytest.mark.parametrize("at", [0, 0.5, -1])
+def test_a_flipped_bit_of_a_result_is_refused_and_the_file_named(
+    tmp_path, deep_run, deep_collection, ending, at
+):
+    save(tmp_path, deep_run, deep_collection)
+    path = tmp_path / f"deep-system{ending}"
+    data = bytearray(path.read_bytes())
+    data[int(at * len(data)) if at == 0.5 else at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=escape(f"{path}: ")):
+        load_result(tmp_path, "deep-system")
+
+
+@pytest.mark.parametrize("text", ["", '{"system": "deep', "[]", "{}"])
+def test_a_damaged_description_is_named(tmp_path, deep_run, deep_collection, text):
+    save(tmp_path, deep_run, deep_collection)
+    (tmp_path / "deep-system.json").write_text(text)
+    with pytest.raises(ValueError, match=escape(f"{tmp_path / 'deep-system.json'}: damaged")):
+        load_result(tmp_path, "deep-system")
+
+
+@pytest.mark.parametrize("tag", ["../../x", "..", ".x", "a/b", "a\\b"])
+def test_a_tag_that_would_lead_out_of_the_folder_is_refused(tmp_path, deep_run, deep_collection, tag):
+    folder = tmp_path / "runs" / "deep"
+    with pytest.raises(ValueError, match=escape(f"the run's tag {tag!r} becomes a file's name")):
+        save(folder, Run(deep_run, tag), deep_collection)
+    with pytest.raises(ValueError, match=escape(f"the system {tag!r} becomes a file's name")):
+        load_result(folder, tag)
+    assert not list(tmp_path.rglob("*.*"))
+
+
 def edit_table(folder, edit):
     """Change the rows of deep-system's table, a list of lists of strings."""
     path = folder / "deep-system.csv"

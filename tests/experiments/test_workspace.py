@@ -3,6 +3,7 @@
 import platform
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from re import escape
 
 import numpy as np
 import pytest
@@ -52,6 +53,24 @@ def test_without_an_output_folder_it_goes_to_the_repository(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path / "notebooks")
     assert Workspace.open("scifact").root == tmp_path
     assert Workspace.open("scifact").runs == tmp_path / "runs" / "scifact"
+
+
+@pytest.mark.parametrize("tag", ["../../x", "..", "", ".x", "a/b", "a\\b", "a\nb"])
+def test_a_tag_that_would_lead_out_of_its_folder_is_refused(tmp_path, tag):
+    space = Workspace.open("smoke", str(tmp_path))
+    message = escape(f"tag {tag!r} becomes a file's name")
+    with pytest.raises(ValueError, match=message):
+        space.kept_training(tag)
+    with pytest.raises(ValueError, match=message):
+        space.model_folder("tiny/train", tag)
+    assert space.model_folder("tiny/train", "usual-tag") == tmp_path / "models" / "tiny-train" / "usual-tag"
+    assert space.kept_training("usual-tag") == space.runs / "training" / "usual-tag.json"
+
+
+@pytest.mark.parametrize("training_set", ["..", "", ".hidden"])
+def test_a_training_set_whose_name_is_no_folders_is_refused(tmp_path, training_set):
+    with pytest.raises(ValueError, match=escape(f"the training set {training_set!r} becomes a file's name")):
+        Workspace.open("smoke", str(tmp_path)).model_folder(training_set, "tag")
 
 
 def test_an_unknown_profile_is_refused():

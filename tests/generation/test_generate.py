@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from re import escape
 
 import pytest
 from killing import in_children
 
 from dpr.data.collection import Collection, Passage
+from dpr.files import crc32
 from dpr.generation.decoding import Decoding
 from dpr.generation.generate import generate_queries, read_queries, write_queries
 from dpr.generation.generator import QueryGenerator
@@ -148,10 +150,37 @@ def test_a_shard_that_lacks_passages_is_named(generator, tmp_path):
     generate_queries(tmp_path, generator, made(9), DECODING, shard_size=3)
     path = tmp_path / "shard-000001.jsonl"
     path.write_text(path.read_text().splitlines(keepends=True)[0])
+    about = path.with_suffix(".json")
+    about.write_text(json.dumps({**json.loads(about.read_text()), "crc32": crc32(path)}))
     with pytest.raises(ValueError, match=r"shard-000001\.jsonl: damaged, it lacks passages"):
         generate_queries(tmp_path, generator, made(9), DECODING, shard_size=3)
     with pytest.raises(ValueError, match="shard_size must be at least 1, got 0"):
         generate_queries(tmp_path / "new", generator, made(9), DECODING, shard_size=0)
+
+
+@pytest.mark.parametrize("damage", ["a changed letter", "cut", "emptied"])
+def test_a_shard_that_has_changed_is_named_and_without_it_the_rest_is_kept(generator, tmp_path, damage):
+    first = generate_queries(tmp_path, generator, made(9), DECODING, shard_size=3)
+    path, kept = tmp_path / "shard-000001.jsonl", shards(tmp_path)
+    data = path.read_bytes()
+    at = data.index(b'["') + 3
+    damaged = {"a changed letter": data[:at] + b"Q" + data[at + 1 :], "cut": data[:-9], "emptied": b""}
+    path.write_bytes(damaged[damage])
+    message = escape(f"{path}: damaged; delete it and run again, the rest is kept")
+    with pytest.raises(ValueError, match=message):
+        generate_queries(tmp_path, generator, made(9), DECODING, shard_size=3)
+    path.unlink()
+    assert generate_queries(tmp_path, generator, made(9), DECODING, shard_size=3).queries == first.queries
+    assert shards(tmp_path) == kept
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "shard-000001.json"])
+@pytest.mark.parametrize("text", ["", '{"seconds": 1', "[]"])
+def test_a_damaged_description_is_named(generator, tmp_path, name, text):
+    generate_queries(tmp_path, generator, made(9), DECODING, shard_size=3)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=escape(f"{tmp_path / name}: damaged")):
+        generate_queries(tmp_path, generator, made(9), DECODING, shard_size=3)
 
 
 def test_killed_before_any_file_event_the_same_bytes_come_out(folder, generator, tmp_path):

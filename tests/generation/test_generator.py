@@ -1,5 +1,6 @@
 """Writing queries: what transformers' own `generate` writes, whatever the batch, and draws that are fair."""
 
+import json
 from dataclasses import replace
 from re import escape
 
@@ -120,6 +121,16 @@ def test_what_is_saved_reads_back(generator, tmp_path):
     assert loaded.generate(PASSAGES, GREEDY) == generator.generate(PASSAGES, GREEDY)
     shorter = QueryGenerator.from_pretrained(tmp_path / "written", device="cpu", passage_max_length=6)
     assert shorter.fingerprint != generator.fingerprint
+
+
+@pytest.mark.parametrize("text", ["", '{"passage_max_length": 1', "[]", "null"])
+def test_damaged_settings_are_named(generator, tmp_path, text):
+    generator.save(tmp_path / "written")
+    path = tmp_path / "written" / "query_generator.json"
+    assert json.loads(path.read_text()) == LENGTHS
+    path.write_text(text)
+    with pytest.raises(ValueError, match=escape(f"{path}: damaged")):
+        QueryGenerator.from_pretrained(tmp_path / "written", device="cpu")
 
 
 def test_a_warm_start_has_the_encoders_weights_on_both_sides(generator, plain_folder):

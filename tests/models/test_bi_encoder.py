@@ -668,11 +668,11 @@ def test_readings_that_share_weights_are_each_saved_as_they_are(plain_folder, tm
 
 
 def test_saving_over_an_earlier_checkpoint_replaces_all_of_it(plain_folder, tmp_path):
-    load_tiny(plain_folder, normalize=True).save(tmp_path / "models" / "tiny")
-    assert (tmp_path / "models" / "tiny" / "modules.json").is_file()
-    (tmp_path / "models" / "tiny" / "left-over").write_text("old")
+    load_tiny(plain_folder, pooling="sum-last-2", normalize=True).save(tmp_path / "models" / "tiny")
+    assert (tmp_path / "models" / "tiny" / "encoder.json").is_file()
     load_tiny(plain_folder).save(str(tmp_path / "models" / "tiny"))
-    assert not (tmp_path / "models" / "tiny" / "left-over").exists()
+    assert (tmp_path / "models" / "tiny" / "modules.json").is_file()
+    assert not (tmp_path / "models" / "tiny" / "encoder.json").exists()
     assert not BiEncoder.from_pretrained(tmp_path / "models" / "tiny", device="cpu").config.normalize
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["tiny"]
 
@@ -683,7 +683,7 @@ def test_a_folder_that_holds_something_else_is_not_overwritten(plain_folder, tmp
     (tmp_path / "note").write_text("a file")
     for name in ("thesis", "note"):
         for pooling in ("mean", "sum-last-2"):
-            with pytest.raises(ValueError, match=f"{name} has no modules.json or encoder.json"):
+            with pytest.raises(ValueError, match=f"{name} holds something else than an encoder"):
                 load_tiny(plain_folder, pooling=pooling).save(tmp_path / name)
     assert contents(tmp_path) == {"thesis/chapter.md": b"years of work", "note": b"a file"}
 
@@ -728,11 +728,20 @@ def test_an_encoder_that_pools_several_layers_reads_back_alike(plain_folder, tmp
     assert BiEncoder.from_pretrained(tmp_path / "saved", device="cpu").fingerprint == encoder.fingerprint
 
 
+@pytest.mark.parametrize("text", ["", '{"pooling": "sum-last-2", "norm', "[]", "null"])
+def test_a_damaged_description_of_our_own_form_is_named(plain_folder, tmp_path, text):
+    load_tiny(plain_folder, pooling="sum-last-2").save(tmp_path / "saved")
+    (tmp_path / "saved" / "encoder.json").write_text(text)
+    with pytest.raises(ValueError, match=escape(f"{tmp_path / 'saved' / 'encoder.json'}: damaged")):
+        BiEncoder.from_pretrained(tmp_path / "saved", device="cpu")
+
+
 def test_sentence_transformers_does_not_pool_several_layers_some_other_way(plain_folder, tmp_path):
     from sentence_transformers import SentenceTransformer
 
     load_tiny(plain_folder, pooling="sum-last-2").save(tmp_path / "saved")
-    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["encoder.json", "transformer"]
+    names = sorted(path.name for path in (tmp_path / "saved").iterdir())
+    assert names == [".dpr.json", "encoder.json", "transformer"]
     with pytest.raises((ValueError, OSError)):
         SentenceTransformer(str(tmp_path / "saved"), device="cpu")
 

@@ -139,7 +139,7 @@ def test_a_folder_that_holds_something_else_is_not_overwritten(query, passage, t
     query.save(tmp_path / "one")
     before = contents(tmp_path)
     for name in ("thesis", "one"):
-        with pytest.raises(ValueError, match=f"{name} has no query/modules.json or query/encoder.json"):
+        with pytest.raises(ValueError, match=f"{name} holds something else than two encoders"):
             TwoEncoders(query, passage).save(tmp_path / name)
     assert contents(tmp_path) == before
 

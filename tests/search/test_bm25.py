@@ -2,17 +2,23 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from re import escape
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from made_data import debates
 
 from dpr.data.collection import Collection, Passage
 from dpr.data.loading import load_collection
 from dpr.data.trec import ordered_hits, read_run, write_run
 from dpr.evaluation.metrics import evaluate
+from dpr.files import MARKER
+from dpr.generation.expansion import expand
 from dpr.search import bm25
 from dpr.search.bm25 import BM25
 
@@ -258,6 +264,67 @@ def test_a_build_that_fails_leaves_the_old_index(tmp_path, monkeypatch):
     assert BM25.build(collect(TEXTS), tmp_path / "index").reused
 
 
+@pytest.mark.parametrize("damage", ["lost", "cut"])
+def test_an_index_with_a_file_lost_or_cut_is_built_anew(tmp_path, damage):
+    BM25.build(collect(TEXTS), tmp_path / "index")
+    path = max((tmp_path / "index" / "lucene").iterdir(), key=lambda path: path.stat().st_size)
+    if damage == "lost":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1])
+    index = BM25.build(collect(TEXTS), tmp_path / "index")
+    assert not index.reused
+    assert index.search({"q": "apple"})["q"] == pytest.approx(by_formula(TEXTS, "apple", 0.9, 0.4), abs=2e-4)
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_a_damaged_marker_is_named(tmp_path):
+    BM25.build(collect(TEXTS), tmp_path / "index")
+    (tmp_path / "index" / MARKER).write_text('{"kind": "a BM25')
+    before = modified(tmp_path)
+    with pytest.raises(ValueError, match=escape(f"{tmp_path / 'index' / MARKER}: damaged")):
+        BM25.build(collect(TEXTS), tmp_path / "index")
+    assert modified(tmp_path) == before
+
+
+# Two processes that build an index at the same time; what they share is imported before they part.
+BUILDERS = """
+import json, os, sys, time
+from pathlib import Path
+
+import sklearn.preprocessing
+from transformers import BertModel
+
+from dpr.data.collection import Collection, Passage
+from dpr.search.bm25 import BM25
+from dpr.search.java import start_jvm
+
+folder, texts = Path(sys.argv[1]), json.loads(sys.argv[2])
+passages = [Passage(doc_id, "", text) for doc_id, text in texts.items()]
+first = os.fork() != 0
+start_jvm()
+(folder / f"ready-{first}").touch()
+while not (folder / f"ready-{not first}").exists():
+    time.sleep(0.001)
+index = BM25.build(Collection("fruit", passages, {}, {"test": {}}), folder / "index")
+(folder / f"told-{first}").write_text(json.dumps([index.reused, index.search({"q": "apple"})["q"]]))
+if first:
+    os.wait()
+os._exit(0)
+"""
+
+
+def test_of_two_processes_that_build_an_index_at_once_one_waits_and_reads_it(tmp_path):
+    command = [sys.executable, "-c", BUILDERS, str(tmp_path), json.dumps(TEXTS)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    told = [json.loads((tmp_path / f"told-{first}").read_text()) for first in (True, False)]
+    assert sorted(reused for reused, _ in told) == [False, True]
+    for _, hits in told:
+        assert hits == pytest.approx(by_formula(TEXTS, "apple", 0.9, 0.4), rel=0, abs=2e-4)
+    names = ["index", "ready-False", "ready-True", "told-False", "told-True"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
 # --- tuning ------------------------------------------------------------------------------------
 
 TUNED = {  # b decides between a short and a long document, k1 between one term often and two once
@@ -317,6 +384,151 @@ def test_nothing_is_tuned_on_another_collection(tuned):
     message = f"the index holds passages {indexed}, fruit has {other.fingerprint}"
     with pytest.raises(ValueError, match=message):
         index.tune(other)
+
+
+# --- queries that are documents ----------------------------------------------------------------
+
+
+def without_itself(run, query_ids, depth):
+    """The run without each of these queries' hit with the query's id, then cut, by a plain loop."""
+    kept = {}
+    for query_id, hits in run.items():
+        kept[query_id] = {}
+        for doc_id, score in ordered_hits(hits):
+            if (doc_id != query_id or query_id not in query_ids) and len(kept[query_id]) < depth:
+                kept[query_id][doc_id] = score
+    return kept
+
+
+@pytest.fixture(scope="module")
+def debated(tmp_path_factory) -> BM25:
+    """An index of twelve documents, each of which is a query too."""
+    return BM25.build(debates(), tmp_path_factory.mktemp("indexes") / "debates")
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 5, 12, 1000])
+def test_a_query_that_is_a_document_gets_as_many_other_hits_as_asked_for(debated, depth):
+    queries = debates().queries
+    whole = debated.search(queries, leave_out_own=False)
+    assert all(next(iter(hits)) == query_id for query_id, hits in whole.items())  # itself first
+    found = debated.search(queries, depth)
+    assert found == without_itself(whole, queries, depth)
+    assert [list(hits) for hits in found.values()] == [
+        list(hits) for hits in without_itself(whole, queries, depth).values()
+    ]
+    assert {len(hits) for hits in debated.search(queries, 3).values()} == {3}
+    assert debated.search(queries, depth, leave_out_own=False) == whole.truncated(depth)
+
+
+def test_only_the_queries_that_are_documents_leave_one_out(debated):
+    queries = {
+        "zoos-pro": debates().all_queries["zoos-pro"],
+        "zoos-con": "animals in cages",  # the id of a document alone
+        "new": debates().all_queries["zoos-pro"].upper(),  # the text of one alone
+        "cars-pro": f"On cars\n {debates().all_queries['cars-pro']}",
+    }
+    found = debated.search(queries, 4)
+    whole = debated.search(queries, 1000, leave_out_own=False)
+    assert found == without_itself(whole, {"zoos-pro", "cars-pro"}, 4)
+    assert "zoos-con" in found["zoos-con"]
+    assert next(iter(found["new"])) == "zoos-pro"
+    assert found["new"]["zoos-con"] == found["zoos-pro"]["zoos-con"]
+
+
+def test_a_document_judged_relevant_to_itself_stays_a_hit(tmp_path):
+    whole = debates()
+    qrels = {"test": whole.qrels, "train": {"pets-con": {"pets-con": 1}}}
+    index = BM25.build(replace(whole, all_qrels=qrels), tmp_path / "index")
+    found = index.search(whole.queries, 3)
+    assert [q for q, hits in found.items() if q in hits] == ["pets-con"]
+
+
+@pytest.mark.parametrize("original", [True, False])
+def test_a_query_that_is_a_document_is_left_out_of_an_expanded_collection_too(tmp_path, original):
+    whole = debates()
+    written = {p.doc_id: [p.text, "what is said"] for p in whole.passages}
+    index = BM25.build(expand(whole, written, original=original), tmp_path / "index")
+    unfiltered = index.search(whole.queries, leave_out_own=False)
+    assert all(q in hits for q, hits in unfiltered.items())
+    assert index.search(whole.queries, 5) == without_itself(unfiltered, whole.queries, 5)
+
+
+def test_an_index_opened_again_with_other_queries_still_knows_its_documents(debated):
+    again = BM25.build(replace(debates(), all_queries={}, all_qrels={"test": {}}), debated.folder)
+    assert again.reused
+    assert again.search(debates().queries, 3) == debated.search(debates().queries, 3)
+
+
+def test_tuning_does_not_count_the_query_itself(debated):
+    dev = debates("dev")
+    tuning = debated.tune(dev, (0.9, 2.0), (0.1, 0.9), "RR@3")
+    for (k1, b), mean in tuning.grid.items():
+        run = without_itself(debated.search(dev.queries, 1000, k1, b, leave_out_own=False), dev.queries, 3)
+        ranks = [
+            list(hits).index(opposite) + 1
+            for hits, [opposite] in zip(run.values(), dev.qrels.values(), strict=True)
+            if opposite in hits
+        ]
+        assert mean == pytest.approx(sum(1 / rank for rank in ranks) / 12)
+    assert max(tuning.grid.values()) > 0.5  # at most 1/2 with the query itself as the first hit
+
+
+# --- queries of any length, ids of any kind, and no hit at all ---------------------------------
+
+
+@pytest.mark.parametrize("num_words", [1_023, 1_024, 1_025, 5_000])
+def test_a_query_of_very_many_words_is_searched_and_hinders_no_other(fruit, num_words):
+    many = " ".join(f"nothing{n}" for n in range(num_words - 2))
+    run = fruit.search({"short": "papaya", "long": f"mango {many} melon", "last": "grape lemon"})
+    for query_id, words in (("short", "papaya"), ("long", "mango melon"), ("last", "grape lemon")):
+        assert run[query_id] == pytest.approx(by_formula(TEXTS, words, 0.9, 0.4), rel=0, abs=2e-4)
+
+
+def test_ids_that_are_whole_numbers_are_found_and_judged_as_text(tmp_path):
+    passages = [Passage(number, "", text) for number, text in enumerate(TEXTS.values(), start=1)]
+    qrels = {101: {6: 1}, 102: {4: 1, 7: 2}}
+    collection = Collection("numbers", passages, {101: "papaya", 102: "melon"}, {"dev": qrels}, "dev")
+    index = BM25.build(collection, tmp_path / "index")
+    run = index.search({np.int64(101): "papaya", 102: "melon"}, 10)
+    assert {q: sorted(hits) for q, hits in run.items()} == {"101": ["6"], "102": ["4", "7"]}
+    assert (
+        evaluate(collection.qrels, run, ["R@10"]).means == evaluate(qrels, run, ["R@10"]).means == {"R@10": 1}
+    )
+    assert index.tune(collection, (0.9,), (0.4,), "R@10").grid == {(0.9, 0.4): 1.0}
+    write_run(tmp_path / "run.trec", run)
+    assert read_run(tmp_path / "run.trec").keys() == {"101", "102"}
+
+
+@pytest.mark.parametrize("metric", ["nDCG@10", "RR", "MAP"])
+def test_queries_that_find_nothing_are_tuned_to_a_mean_of_zero(tuned, metric):
+    index, dev = tuned
+    queries = {q: "пчёлы" for q in dev.queries}
+    strange = replace(dev, all_queries=queries)
+    assert set(map(len, index.search(queries).values())) == {0}
+    tuning = index.tune(strange, K1_GRID, B_GRID, metric)
+    assert set(tuning.grid.values()) == {0.0}
+    assert (tuning.k1, tuning.b, tuning.num_queries) == (0.1, 0.0, 3)
+
+
+def test_a_metric_without_cutoff_is_tuned_over_all_hits(tuned):
+    index, dev = tuned
+    for metric in ("RR", "AP", "nDCG"):
+        grid = index.tune(dev, K1_GRID, B_GRID, metric).grid
+        assert grid == pytest.approx(index.tune(dev, K1_GRID, B_GRID, f"{metric}@1000").grid)
+
+
+@pytest.mark.parametrize("passage", [Passage("bad", "cut \ud83d", "here"), Passage("bad", "", "\ude00")])
+def test_half_a_character_is_named_by_its_document_before_anything_is_written(tmp_path, passage):
+    collection = Collection("halves", [Passage("good", "", "whole"), passage], {}, {"test": {}})
+    with pytest.raises(ValueError, match="halves: document bad holds half a character"):
+        BM25.build(collection, tmp_path / "index")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["cut \ud83d", None, 7, ["apple"]])
+def test_a_query_that_is_no_whole_text_is_refused_by_its_id(fruit, text):
+    with pytest.raises(ValueError, match=r"query r is .*, expected a text of whole characters"):
+        fruit.search({"q": "apple", "r": text})
 
 
 # --- real data ---------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Exact search: against plain sorts and faiss, larger always better, whatever the block size."""
 
+import json
 import tracemalloc
 from re import escape
 
@@ -9,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpr.data.trec import ordered_hits, read_run, write_run
+from dpr.evaluation.metrics import evaluate
+from dpr.files import MARKER
 from dpr.search import exact as module
-from dpr.search.index import Index, build_index
+from dpr.search.index import KINDS, Index, build_index
 
 
 def exact_index(passage_emb, doc_ids, similarity):
@@ -412,6 +415,131 @@ def test_a_saved_index_still_has_its_chunks(kind, tmp_path):
     assert not Index.load(tmp_path / "rows").chunks
 
 
+# --- queries that are documents ----------------------------------------------------------------
+
+EXHAUSTIVE = {  # settings with which each kind looks at every vector
+    "exact": {},
+    "faiss-flat": {},
+    "faiss-sqfp16": {},
+    "faiss-hnsw": {"ef_search": 320},
+    "faiss-ivf": {"num_lists": 4, "num_probes": 4},
+    "faiss-ivfpq": {"num_lists": 4, "num_probes": 4, "code_bytes": 3},
+    "hnswlib": {"ef_search": 320},
+}
+
+
+def index_of_all(kind, passage_emb, doc_ids, similarity, chunks=False):
+    """An index that looks at every vector; the test is skipped if its package is not installed."""
+    if kind == "hnswlib":
+        pytest.importorskip("hnswlib")
+    return build_index(kind, passage_emb, doc_ids, similarity, chunks=chunks, **EXHAUSTIVE[kind])
+
+
+def without_itself(run, query_ids, depth):
+    """The ids of each query's hits, best first, without the query's own id, then cut: a plain loop."""
+    kept = {}
+    for query_id, hits in run.items():
+        others = [d for d in hits if d != query_id or query_id not in query_ids]
+        kept[query_id] = others[:depth]
+    return kept
+
+
+def test_every_kind_is_among_those_tried_with_queries_that_are_documents():
+    assert list(EXHAUSTIVE) == list(KINDS)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("kind", EXHAUSTIVE)
+def test_a_query_that_is_a_document_gets_as_many_other_hits_as_asked_for(kind, similarity):
+    passages = normals(20, 300, 6)
+    index = index_of_all(kind, passages, ids(300), similarity)
+    query_ids = ["d7", "q1", "d250", "d3", "q2"]
+    queries = np.concatenate([passages[[7]], normals(21, 1, 6), passages[[250, 3]], passages[[9]]])
+    own = frozenset({"d7", "d250", "unasked", "d9"})
+    whole = index.search_run(query_ids, queries, 300, "t", frozenset())
+    for depth in (1, 2, 10, 299, 300, 1000):
+        found = index.search_run(query_ids, queries, depth, "mine", own)
+        expected = without_itself(whole, own, depth)
+        assert {q: list(hits) for q, hits in found.items()} == expected
+        assert found.tag == "mine"
+        for query_id, hits in found.items():
+            assert hits == pytest.approx({d: whole[query_id][d] for d in hits}, rel=1e-5, abs=1e-5)
+    assert all(query_id in whole[query_id] for query_id in own & set(query_ids))
+    assert index.search_run(query_ids, queries, 10, "mine", set()) == whole_cut(whole, 10)
+
+
+def whole_cut(run, depth):
+    """The best hits of each query, with scores as near as two searches of different depth give them."""
+    return {q: pytest.approx(dict(list(hits.items())[:depth]), rel=1e-5, abs=1e-5) for q, hits in run.items()}
+
+
+@pytest.mark.parametrize("kind", ["exact", "faiss-flat", "faiss-hnsw"])
+def test_with_chunks_all_of_the_querys_own_document_are_left_out(kind):
+    passages, doc_ids = chunked(22, 25, 4)
+    near = normals(23, 1, 6) + normals(24, 90, 6) / 1000  # all of one document, and nearest to its query
+    passages, doc_ids = np.concatenate([passages, near]), [*doc_ids, *["near"] * 90]
+    index = index_of_all(kind, passages, doc_ids, "cosine", chunks=True)
+    queries = np.concatenate([normals(23, 1, 6), normals(25, 2, 6)])
+    query_ids, own = ["near", "d1", "d2"], frozenset({"near", "d1"})
+    for depth in (1, 5, 25, 26):
+        run = index.search_run(query_ids, queries, depth, "t", own)
+        best = best_chunks(passages, doc_ids, queries, "cosine", 1000)
+        for query_id, scores in zip(query_ids, best, strict=True):
+            left = {d: s for d, s in scores.items() if d != query_id or query_id not in own}
+            assert run[query_id] == pytest.approx(dict(list(left.items())[:depth]), rel=0, abs=1e-5)
+
+
+def test_a_query_far_from_the_document_it_is_gets_no_hit_less():
+    passages = np.eye(4, dtype=np.float32)
+    index = exact_index(passages, ids(4), "dot")
+    queries = np.array([[0, 4, 3, 2]], dtype=np.float32)
+    assert index.search_run(["d0"], queries, 2, "t", {"d0"}) == {"d0": {"d1": 4.0, "d2": 3.0}}
+    assert index.search_run(["d0"], queries, 9, "t", {"d0"}) == {"d0": {"d1": 4.0, "d2": 3.0, "d3": 2.0}}
+
+
+def test_shared_ids_of_which_nothing_is_said_give_one_warning_and_leave_out_nothing():
+    index = exact_index(np.eye(3, dtype=np.float32), ["b", "c", "7"], "dot")
+    queries = np.eye(3, dtype=np.float32)
+    message = "2 queries have the id of a document, first '7': if they are these documents, pass own_docum"
+    with pytest.warns(UserWarning, match=f"^{message}") as warned:
+        run = index.search_run([7, "q", "c"], queries, 3, "t")
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    assert run["7"] == {"b": 1.0, "c": 0.0, "7": 0.0}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("own_documents", [frozenset(), {"other"}, {"c"}, frozenset("cb")])
+def test_with_the_documents_named_or_none_of_them_there_is_no_warning(own_documents):
+    index = exact_index(np.eye(3, dtype=np.float32), ["a", "b", "c"], "dot")
+    run = index.search_run(["c", "q"], np.eye(3, dtype=np.float32)[:2], 3, "t", own_documents)
+    assert ("c" in run["c"]) is ("c" not in own_documents)
+    assert len(run["q"]) == 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_ids_that_are_not_shared_give_no_warning():
+    index = exact_index(np.eye(3, dtype=np.float32), ["a", "b", "c"], "dot")
+    assert len(index.search_run(["q", "r"], np.eye(3, dtype=np.float32)[:2], 2, "t")) == 2
+
+
+@pytest.mark.parametrize("query_ids", [["q", "q"], [1, "1"]])
+def test_a_query_id_that_comes_twice_is_refused(query_ids):
+    index = exact_index(np.eye(3, dtype=np.float32), ids(3), "dot")
+    with pytest.raises(ValueError, match=r"2 query ids \(1 different\) for 2 vectors"):
+        index.search_run(query_ids, np.eye(3, dtype=np.float32)[:2], 1, "t")
+
+
+def test_a_run_over_numbered_passages_and_queries_meets_judgements_in_numbers():
+    index = build_index("exact", np.eye(3, dtype=np.float32), np.array([10, 11, 12]), "dot")
+    run = index.search_run(np.array([1, 2]), np.eye(3, dtype=np.float32)[1:], 1, "t")
+    assert run == {"1": {"11": 1.0}, "2": {"12": 1.0}}
+    assert evaluate({1: {11: 1}, 2: {12: 1}}, run, ["RR@1"]).means == {"RR@1": 1.0}
+
+
+# --- ids ---------------------------------------------------------------------------------------
+
+
 def test_ids_that_are_whole_numbers_become_text():
     index = build_index("exact", np.eye(3, dtype=np.float32), np.array([5, 6, 7]), "dot")
     assert index.doc_ids == ["5", "6", "7"]
@@ -421,3 +549,83 @@ def test_ids_that_are_whole_numbers_become_text():
 def test_an_id_that_no_run_file_could_hold_is_refused(bad):
     with pytest.raises(ValueError, match=r"doc_ids: row 1: .* must be a string without white space"):
         build_index("exact", np.eye(3, dtype=np.float32), ["a", bad, "c"], "dot")
+
+
+# --- damaged on disk ---------------------------------------------------------------------------
+
+FILES = {  # of an index with its kind
+    "exact": ["doc_ids.txt", "index.json", "scale.npy", "vectors.npy"],
+    "faiss-flat": ["doc_ids.txt", "index.bin", "index.json"],
+}
+
+
+@pytest.fixture(params=FILES)
+def saved(request, tmp_path):
+    """The folder of a saved index."""
+    build_index(request.param, normals(19, 30, 4), ids(30), "cosine").save(tmp_path / "index")
+    return tmp_path / "index"
+
+
+def files_of(folder):
+    """The names of an index's files, but for the marker."""
+    return sorted(path.name for path in folder.iterdir() if path.name != MARKER)
+
+
+def assert_refused(folder, name, error=ValueError):
+    """Loading the index fails, and the message names the file."""
+    with pytest.raises(error, match=escape(f"{folder}") + ".*" + escape(name)):
+        Index.load(folder)
+
+
+def test_an_index_that_lost_a_file_is_refused_and_the_file_named(saved):
+    assert files_of(saved) in FILES.values()
+    for name in files_of(saved):
+        whole = (saved / name).read_bytes()
+        (saved / name).unlink()
+        assert_refused(saved, name, FileNotFoundError if name == "index.json" else ValueError)
+        (saved / name).write_bytes(whole)
+    assert len(Index.load(saved).doc_ids) == 30
+
+
+@pytest.mark.parametrize("at", [0, 7, 0.3, 0.6, -1])
+def test_an_index_with_a_flipped_bit_is_refused_and_the_file_named(saved, at):
+    for name in files_of(saved):
+        whole = (saved / name).read_bytes()
+        damaged = bytearray(whole)
+        damaged[int(at * len(whole)) if isinstance(at, float) else at] ^= 1
+        (saved / name).write_bytes(damaged)
+        assert_refused(saved, name)
+        (saved / name).write_bytes(whole)
+
+
+def test_no_flipped_bit_of_what_an_index_says_about_itself_is_believed(saved):
+    whole = (saved / "index.json").read_bytes()
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (saved / "index.json").write_bytes(damaged)
+        with pytest.raises(ValueError, match=escape(f"{saved}")):
+            Index.load(saved)
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_an_index_with_a_cut_file_is_refused_and_the_file_named(saved, share):
+    for name in files_of(saved):
+        whole = (saved / name).read_bytes()
+        (saved / name).write_bytes(whole[: int(share * len(whole))])
+        assert_refused(saved, name)
+        (saved / name).write_bytes(whole)
+
+
+def test_an_index_with_one_id_more_is_refused(saved):
+    with (saved / "doc_ids.txt").open("a") as stream:
+        stream.write("d30\n")
+    assert_refused(saved, "doc_ids.txt")
+
+
+@pytest.mark.parametrize("field", ["format", "kind", "similarity", "rows", "dimension", "settings", "crc32"])
+def test_an_index_that_lacks_a_field_is_refused(saved, field):
+    about = json.loads((saved / "index.json").read_text())
+    del about[field]
+    (saved / "index.json").write_text(json.dumps(about))
+    assert_refused(saved, "index.json")

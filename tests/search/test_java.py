@@ -110,6 +110,16 @@ def test_a_java_that_cannot_run_is_passed_over(monkeypatch, tmp_path):
         find_java()
 
 
+@pytest.mark.usefixtures("bare")
+def test_a_java_that_does_not_answer_is_passed_over(monkeypatch, tmp_path):
+    home = make_java(tmp_path / "jdk", "")
+    (home / "bin" / "java").write_text("#!/bin/sh\nexec /bin/sleep 60\n")
+    monkeypatch.setattr("dpr.search.java.TIMEOUT_S", 0.2)
+    monkeypatch.setenv("JAVA_HOME", str(home))
+    with pytest.raises(RuntimeError, match=escape(f"found {home} (version unknown)")):
+        find_java()
+
+
 # --- start_jvm ---------------------------------------------------------------------------------
 
 
@@ -163,3 +173,17 @@ except RecursionError:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "raised\n")
+
+
+def test_an_index_is_written_below_a_name_beyond_ascii_whatever_the_locale(tmp_path):
+    program = """
+import os, sys
+from dpr import BM25, Collection, Passage
+collection = Collection("c", [Passage("d", "", "bees eat nectar")], {"q": "bees"}, {"test": {"q": {"d": 1}}})
+print(list(BM25.build(collection, sys.argv[1]).search(collection.queries, 3)["q"]), os.environ["LC_ALL"])
+"""
+    folder = tmp_path / "B\u00e4ume" / "\u6728"
+    command = [sys.executable, "-c", program, str(folder)]
+    done = subprocess.run(command, env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True)
+    assert done.stdout.split() == ["['d']", "C"], done.stderr
+    assert (folder / "lucene").is_dir()

@@ -23,10 +23,12 @@ from transformers.trainer_pt_utils import safe_globals
 from dpr.data.collection import Collection, Passage
 from dpr.data.examples import Example
 from dpr.data.training_data import TrainingData
+from dpr.files import locked
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 from dpr.training.bi_encoder import train
 from dpr.training.dataset import TrainingSequence
+from dpr.training.resume import keep_training, read_kept_training
 from dpr.training.settings import TrainingSettings
 from dpr.training.tracking import NeptuneTracker
 
@@ -42,7 +44,7 @@ RUN_FILES = ["history.jsonl", "model", "tensorboard", "training.json"]
 
 # Trains as each order tells it.
 SERVER = """
-import gc, json, sys
+import gc, json, os, sys
 from pathlib import Path
 
 import tensorboardX
@@ -62,9 +64,22 @@ held_out = Collection("held", [Passage(d, "", text) for d, text in passages.item
 search_validation(encoder, held_out)  # the metrics are compiled once for all children
 gc.freeze()
 
-def work(order):
-    train(encoder, data, order["folder"], TrainingSettings(**order["settings"]), validation=held_out)
+def attempt(order):
+    try:
+        train(encoder, data, order["folder"], TrainingSettings(**order["settings"]), validation=held_out)
+    except ValueError as error:
+        return ["ValueError", str(error)]
     return "done"
+
+def work(order):
+    if not order.get("at_once"):
+        return attempt(order)
+    read, write = os.pipe()
+    if not os.fork():
+        os.write(write, json.dumps(attempt(order)).encode())
+        os._exit(0)
+    mine = attempt(order)
+    return [mine, json.loads(os.read(read, 10_000))]
 
 def num_lines(order):
     path = Path(order["folder"], "history.jsonl")
@@ -581,9 +596,10 @@ def in_a_child(plain_folder):
     content = [[astuple(e) for e in data.examples], data.passages, held_out.all_queries, held_out.all_qrels]
     with in_children(SERVER, str(plain_folder), json.dumps(LENGTHS), json.dumps(content)) as ask:
 
-        def train_there(folder, kill_before=0, kill_after=(), **changed):
+        def train_there(folder, kill_before=0, kill_after=(), at_once=False, **changed):
             settings = {**SHORT, "eval_every": 2, "dropout": 0.1, **changed}
-            return ask(folder=str(folder), settings=settings, kill_before=kill_before, kill_after=kill_after)
+            how = {"kill_before": kill_before, "kill_after": kill_after, "at_once": at_once}
+            return ask(folder=str(folder), settings=settings, **how)
 
         yield train_there
 
@@ -664,6 +680,29 @@ def test_hidden_files_of_others_stay(in_a_child, whole_child, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == [".env", ".git", *RUN_FILES]
 
 
+# --- at once -----------------------------------------------------------------------------------
+
+
+def test_of_two_processes_that_train_in_a_folder_at_once_one_does_and_the_other_is_told(
+    in_a_child, whole_child, tmp_path
+):
+    folder = tmp_path / "run"
+    outcomes = in_a_child(folder, at_once=True)
+    refused = ["ValueError", f"{folder}: another process is writing into this folder; wait for it"]
+    assert sorted(outcomes, key=str) in (["done", "done"], [refused, "done"])
+    assert_alike(folder, whole_child)
+    assert sorted(path.name for path in folder.iterdir()) == RUN_FILES
+
+
+def test_a_folder_in_which_another_process_trains_is_refused_until_it_is_done(encoder, whole, tmp_path):
+    with locked(tmp_path / "run" / "lock"):
+        message = escape(f"{tmp_path / 'run'}: another process is writing into this folder")
+        with pytest.raises(ValueError, match=message):
+            run(encoder, tmp_path / "run", **LONG)
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
+    go_on(encoder, tmp_path / "run", whole, 0)
+
+
 # --- damaged -----------------------------------------------------------------------------------
 
 
@@ -716,11 +755,73 @@ def test_from_a_checkpoint_with_a_damaged_mark_it_falls_back_too(encoder, whole,
         go_on(encoder, folder, whole, 2)
 
 
+@pytest.mark.parametrize("name", ["training.json", "model/training.json"])
+@pytest.mark.parametrize("text", ["", '{"settings": {', "[]", '{"settings": {}}'])
+def test_a_finished_run_with_a_damaged_record_is_refused_and_the_file_named(
+    encoder, whole, tmp_path, name, text
+):
+    folder = shutil.copytree(whole, tmp_path / "whole")
+    (folder / name).write_text(text)
+    before = files(folder)
+    with pytest.raises(ValueError, match=escape(f"{folder / name}: damaged")):
+        run(encoder, folder, **LONG)
+    assert files(folder) == before
+
+
+def test_a_stopped_run_with_a_damaged_record_is_refused_and_the_file_named(encoder, stopped, tmp_path):
+    folder = shutil.copytree(stopped, tmp_path / "whole")
+    (folder / "training.json").write_text('{"settings": {')
+    before = files(folder)
+    with pytest.raises(ValueError, match=escape(f"{folder / 'training.json'}: damaged")):
+        run(encoder, folder, **LONG)
+    assert files(folder) == before
+
+
+def test_a_finished_run_with_a_damaged_history_is_refused_and_the_line_named(encoder, whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "whole")
+    lines = (folder / "history.jsonl").read_text().splitlines()
+    (folder / "history.jsonl").write_text("\n".join([*lines[:3], lines[3][:-9], *lines[4:]]))
+    with pytest.raises(ValueError, match=escape(f"{folder / 'history.jsonl'}:4: not JSON")):
+        run(encoder, folder, **LONG)
+
+
+def test_a_kept_training_comes_back_and_a_damaged_one_is_named(encoder, whole, tmp_path):
+    trained = run(encoder, whole, **LONG)
+    path, record = tmp_path / "deep" / "tag.json", json.loads((whole / "training.json").read_text())
+    assert read_kept_training(path, record) is None
+    keep_training(path, trained, searched="model")
+    kept = read_kept_training(path, record)
+    assert (kept.history, kept.folder) == (trained.history, path.parent)
+    assert kept.finished == {**trained.finished, "searched": "model"}
+    assert read_kept_training(path, {**record, "data": {}}) is None
+    whole_text = path.read_text()
+    lacking = json.dumps({name: value for name, value in json.loads(whole_text).items() if name != "history"})
+    for text in ("", whole_text[:-9], "[]", lacking):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=escape(f"{path}: damaged")):
+            read_kept_training(path, record)
+
+
 def test_only_the_newest_checkpoints_and_the_best_are_kept(encoder, tmp_path):
     stop(encoder, tmp_path / "first", "end", 10, eval_every=2, num_steps=10)
     assert checkpoints(tmp_path / "first") == ["checkpoint-10", "checkpoint-2", "checkpoint-8"]
     stop(encoder, tmp_path / "none", "end", 6, validation=False)
     assert checkpoints(tmp_path / "none") == ["checkpoint-6"]
+
+
+def test_a_copy_that_someone_made_of_a_checkpoint_stays_through_a_whole_training(encoder, tmp_path):
+    changed = {"eval_every": 2, "num_steps": 10}
+    stop(encoder, tmp_path / "run", "step", 3, **changed)
+    there = tmp_path / "run" / "checkpoints"
+    theirs = shutil.copytree(there / "checkpoint-2", there / "checkpoint-2-backup")
+    (there / "notes.txt").write_text("theirs")
+    before = files(theirs)
+    stop(encoder, tmp_path / "run", "end", 10, **changed)
+    kept = ["checkpoint-10", "checkpoint-2", "checkpoint-2-backup", "checkpoint-8", "notes.txt"]
+    assert checkpoints(tmp_path / "run") == kept
+    run(encoder, tmp_path / "run", **changed)
+    assert checkpoints(tmp_path / "run") == ["checkpoint-2-backup", "notes.txt"]
+    assert files(theirs) == before
 
 
 def test_nothing_is_pickled_but_the_trainers_own_states(stopped):
@@ -751,6 +852,21 @@ def test_a_finished_run_is_read_and_not_made_again(encoder, whole):
     assert (trained.history, trained.best_step, trained.folder) == (read_history(whole), 2, whole)
     read = BiEncoder.from_pretrained(whole / "model", device="cpu")
     assert (trained.encoder.fingerprint, trained.encoder.name) == (read.fingerprint, "whole")
+
+
+def test_reading_a_finished_run_changes_nothing_whatever_others_put_there(encoder, whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "whole")
+    (folder / "checkpoints").mkdir()
+    (folder / ".git").mkdir()
+    theirs = (".git/config", ".env", "checkpoints/checkpoint-2-backup", "model/notes.txt", "notes.dpr-1.txt")
+    for name in theirs:
+        (folder / name).write_text("theirs")
+    found = [folder, *folder.rglob("*")]
+    before = {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in found}
+    trained = run(encoder, folder, **LONG)
+    assert trained.history == read_history(whole)
+    found = [folder, *folder.rglob("*")]
+    assert {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in found} == before
 
 
 def test_a_training_says_all_that_it_was_made_from_with_types(encoder, whole):
@@ -839,13 +955,22 @@ def test_a_folder_with_another_run_is_refused_and_left_alone(
     assert files(folder) == before
 
 
-def test_a_folder_that_holds_something_else_is_refused(encoder, tmp_path):
-    (tmp_path / "chapter.md").write_text("years of work")
-    with pytest.raises(ValueError, match=escape(f"{tmp_path} is not empty and holds no training")):
-        run(encoder, tmp_path)
-    assert files(tmp_path) == {tmp_path / "chapter.md": b"years of work"}
-    (tmp_path / "empty").mkdir()
-    assert run(encoder, tmp_path / "empty", validation=False).best_step == 6
+@pytest.mark.parametrize("name", ["chapter.md", ".git/config", "checkpoints/checkpoint-2/weights"])
+def test_a_folder_that_holds_something_else_is_refused(encoder, tmp_path, name):
+    path = tmp_path / "mine" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("years of work")
+    with pytest.raises(ValueError, match=escape(f"{tmp_path / 'mine'} is not empty and holds no training")):
+        run(encoder, tmp_path / "mine")
+    assert files(tmp_path) == {path: b"years of work"}
+
+
+@pytest.mark.parametrize("left", [(), ("lock", ".training.json.dpr-0123abcd.json")])
+def test_a_folder_that_is_empty_or_holds_only_what_a_kill_left_becomes_a_run(encoder, tmp_path, left):
+    for name in left:
+        (tmp_path / name).write_text("")
+    assert run(encoder, tmp_path, validation=False).best_step == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == RUN_FILES
 
 
 @pytest.mark.parametrize("asked", ["masks are good for us", " Masks ARE\tgood for us "])

@@ -217,7 +217,8 @@ def read_qrels(path: Path | str) -> Qrels:
 
 def is_header(columns: Iterable[str]) -> bool:
     """Whether all columns of a line are names that columns of queries and passages usually have."""
-    return all(re.sub(r"[\W_]+|ids?$", "", column.casefold()) in HEADERS for column in columns)
+    names = [re.sub(r"[\W_]+", "", column.casefold()) for column in columns]
+    return all(name and re.sub(r"ids?$", "", name) in HEADERS for name in names)
 
 
 def single(score: float) -> np.float32:
