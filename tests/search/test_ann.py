@@ -1,7 +1,10 @@
 """Approximate search beside exact search, which is always the first row: recall as a plain loop counts it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from made_data import debates
 
 from dpr.data.collection import Collection, Passage
 from dpr.evaluation.metrics import evaluate
@@ -148,6 +151,44 @@ def test_vectors_that_do_not_fit_the_collection_are_refused(collection, vectors)
         ann_report(collection, vectors[0], np.concatenate([vectors[1], vectors[1][:1]]), "dot")
 
 
+# --- queries that are documents ----------------------------------------------------------------
+
+
+def test_a_query_that_is_a_document_is_compared_by_its_other_hits():
+    rng = np.random.default_rng(3)
+    whole = debates()
+    texts = {f"filler-{n}": f"filler text {n}" for n in range(100)}
+    passages = [*whole.passages, *(Passage(doc_id, "", text) for doc_id, text in texts.items())]
+    debated = replace(whole, passages=passages)
+    passage_emb = rng.normal(size=(112, 8)).astype(np.float32)
+    passage_emb[1:12:2] = passage_emb[0:12:2] + rng.normal(size=(6, 8)) / 9  # opposites lie side by side
+    query_emb = passage_emb[:12] + rng.normal(size=(12, 8)).astype(np.float32) / 99
+    grid = [("faiss-flat", {}), ("faiss-ivf", {"num_lists": 2, "num_probes": 2})]
+    rows = ann_report(debated, passage_emb, query_emb, "cosine", grid, rounds=1)
+    order = np.argsort(-cosines(passage_emb, query_emb), axis=1)
+    values = []
+    for query_id, positions in zip(debated.queries, order.tolist(), strict=True):
+        others = [debated.doc_ids[i] for i in positions if debated.doc_ids[i] != query_id]
+        [opposite] = debated.qrels[query_id]
+        rank = others.index(opposite) + 1
+        values.append(1 / np.log2(rank + 1) if rank <= 10 else 0.0)
+    assert [row.ndcg for row in rows] == pytest.approx([np.mean(values)] * 3)
+    assert rows[0].ndcg > 0.9  # 0.63 with each query as its own first hit
+    assert [row.ndcg_change for row in rows] == [0.0] * 3
+    assert [row.recall_10 for row in rows] == [1.0] * 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_queries_that_only_share_ids_with_documents_are_compared_by_all_hits_without_a_warning():
+    rng = np.random.default_rng(4)
+    passages = [Passage(str(n), "", f"text {n}") for n in range(120)]
+    queries = {str(n): f"query {n}" for n in range(5)}
+    collection = Collection("numbered", passages, queries, {"test": {q: {q: 1} for q in queries}})
+    passage_emb = rng.normal(size=(120, 8)).astype(np.float32)
+    [row, _] = ann_report(collection, passage_emb, passage_emb[:5], "cosine", [("faiss-flat", {})], rounds=1)
+    assert row.ndcg == 1.0
+
+
 def made(kind, recall, queries_per_s):
     """A row with this recall and speed."""
     return AnnResult(kind, {"ef_search": 3}, False, recall, 0.5, 0.5, 0.0, 1.0, 4.0, queries_per_s, 1.0)
@@ -204,6 +245,7 @@ def test_a_setting_that_no_kind_has_is_refused():
         plan_memory(1_000, 384, probes=3)
 
 
-def test_too_few_passages_to_learn_from_are_refused():
-    with pytest.raises(ValueError, match="faiss-ivfpq learns 256 centroids"):
-        plan_memory(100, 384)
+def test_a_plan_leaves_out_kinds_that_too_few_passages_could_not_teach():
+    assert set(KINDS) - set(plan_memory(255, 384)) == {"faiss-ivfpq"}
+    assert set(plan_memory(256, 384)) == set(KINDS)
+    assert set(KINDS) - set(plan_memory(1_000, 384, num_lists=1_001)) == {"faiss-ivf", "faiss-ivfpq"}

@@ -11,7 +11,14 @@ import numpy as np
 from dpr.arguments import checked
 from dpr.data.collection import Collection
 from dpr.evaluation.metrics import evaluate
-from dpr.search.engines import PQ_CENTROIDS, SEARCH_SETTINGS, SETTINGS, chosen_settings, num_lists
+from dpr.search.engines import (
+    PQ_CENTROIDS,
+    SEARCH_SETTINGS,
+    SETTINGS,
+    centroids,
+    chosen_settings,
+    num_lists,
+)
 from dpr.search.index import Index, build_index
 
 METRIC = "nDCG@10"
@@ -234,10 +241,11 @@ def plan_memory(num_passages: int, dim: int, **settings: int) -> dict[str, int]:
         **settings: Settings that replace the defaults of the kinds that have them, such as `m=16`.
 
     Returns:
-        Kind → bytes; for `exact` of float32 vectors, which may stay on disk (float16 takes half).
+        Kind → bytes; for `exact` of float32 vectors, which may stay on disk (float16 takes half). Kinds
+        that would learn from too few passages are missing.
 
     Raises:
-        ValueError: A size is below 1, no kind knows a setting, or there are too few passages to learn from.
+        ValueError: A size is below 1, or no kind knows a setting.
 
     Source: the file formats of FAISS 1.15 and hnswlib 0.8; Malkov and Yashunin 2018, section 4, for the
     levels.
@@ -253,6 +261,8 @@ def plan_memory(num_passages: int, dim: int, **settings: int) -> dict[str, int]:
     bytes_of = {}
     for kind, defaults in SETTINGS.items():
         given = {name: value for name, value in settings.items() if name in defaults}
+        if num_passages < centroids(kind, given):
+            continue
         chosen = chosen_settings(kind, given, num_passages, dim)
         bytes_of[kind] = round(_bytes(kind, chosen, num_passages, dim))
     return bytes_of

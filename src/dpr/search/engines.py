@@ -50,7 +50,7 @@ def chosen_settings(kind: str, settings: dict[str, int], count: int, dimension: 
         chosen["code_bytes"] = max(c for c in range(1, max(2, dimension // 4 + 1)) if dimension % c == 0)
     for name, value in chosen.items():
         check_setting(kind, name, value)
-    needed = max(chosen.get("num_lists", 0), PQ_CENTROIDS if kind == "faiss-ivfpq" else 0)
+    needed = centroids(kind, chosen)
     if count < needed:
         raise ValueError(
             f"{kind} learns {needed} centroids and needs as many vectors, better {VECTORS_A_CENTROID} "
@@ -59,6 +59,11 @@ def chosen_settings(kind: str, settings: dict[str, int], count: int, dimension: 
     if "code_bytes" in chosen and dimension % chosen["code_bytes"]:
         raise ValueError(f"{kind}: code_bytes must divide {dimension}, got {chosen['code_bytes']}")
     return chosen
+
+
+def centroids(kind: str, settings: dict[str, int]) -> int:
+    """How many centroids a kind of index learns with these settings, for which it needs as many vectors."""
+    return max(settings.get("num_lists", 0), PQ_CENTROIDS if kind == "faiss-ivfpq" else 0)
 
 
 def check_setting(kind: str, name: str, value: int) -> None:
