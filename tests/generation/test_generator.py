@@ -127,7 +127,7 @@ def test_what_is_saved_reads_back(generator, tmp_path):
 def test_damaged_settings_are_named(generator, tmp_path, text):
     generator.save(tmp_path / "written")
     path = tmp_path / "written" / "query_generator.json"
-    assert json.loads(path.read_text()) == LENGTHS
+    assert json.loads(path.read_text()).items() >= LENGTHS.items()
     path.write_text(text)
     with pytest.raises(ValueError, match=escape(f"{path}: damaged")):
         QueryGenerator.from_pretrained(tmp_path / "written", device="cpu")

@@ -10,7 +10,7 @@ from dpr.data.collection import Collection, Passage
 from dpr.evaluation.metrics import evaluate
 from dpr.search.ann import AnnResult, ann_report, default_grid, pareto, plan_memory, reaching
 from dpr.search.engines import SETTINGS
-from dpr.search.index import build_index
+from dpr.search.index import KINDS, build_index
 
 COUNT, DIMENSION, QUERIES = 1_000, 16, 20
 GRID = [

@@ -566,3 +566,11 @@ def test_too_little_room_is_refused_before_anything_is_encoded(
         encode_collection(tmp_path, encoder, made(23), **settings)
     leave((2 * 23 - 10) * row_bytes)
     assert len(encode_collection(tmp_path, encoder, made(23), **settings).rows) == 23
+
+
+@pytest.mark.parametrize("passage", [Passage("bad", "cut \ud83d", "here"), Passage("bad", "", "\ude00")])
+def test_half_a_character_is_named_by_its_document_before_anything_is_written(encoder, tmp_path, passage):
+    collection = Collection("halves", [Passage("good", "", "masks"), passage], {}, {"test": {}})
+    with pytest.raises(ValueError, match="halves: document bad holds half a character"):
+        encode_collection(tmp_path / "new", encoder, collection)
+    assert list(tmp_path.iterdir()) == []
