@@ -74,7 +74,7 @@ def work(order):
             try:
                 write({**order, "text": f"{number}"})
             except Exception as error:
-                os._exit(0 if isinstance(error, OSError) else 1)
+                os._exit(0 if isinstance(error, OSError | ValueError) else 1)
             os._exit(0)
         writers.append(pid)
     if not writers:
@@ -346,10 +346,11 @@ def test_only_what_was_half_written_under_our_names_is_removed(tmp_path):
     for name in theirs:
         (tmp_path / name).write_text("theirs")
     (tmp_path / ".ipynb_checkpoints").mkdir()
-    (tmp_path / ".link.dpr-0123abcd").symlink_to(tmp_path / ".ipynb_checkpoints")
+    for name, target in ((".link.dpr-0123abcd", "data.json"), (".link.dpr-4567cdef", ".ipynb_checkpoints")):
+        (tmp_path / name).symlink_to(target)
     os.mkfifo(tmp_path / ".pipe.dpr-0123abcd")
     remove_abandoned(tmp_path)
-    kept = [*theirs, ".ipynb_checkpoints", ".link.dpr-0123abcd", ".pipe.dpr-0123abcd"]
+    kept = [*theirs, ".ipynb_checkpoints", ".link.dpr-0123abcd", ".link.dpr-4567cdef", ".pipe.dpr-0123abcd"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 
@@ -656,7 +657,7 @@ def test_of_processes_that_write_a_folder_at_once_one_result_is_there_whole(in_a
         folder.mkdir()
         if number % 2:
             write_folder(folder / "made", "old")
-        assert in_a_child(folder, "folder", writers=2) == [0, 0]  # done, or an OSError
+        assert in_a_child(folder, "folder", writers=2) == [0, 0]  # done, or refused
         settle(folder / "made")
         assert_whole(folder / "made", "0", "1")
 
@@ -721,10 +722,10 @@ def test_a_killed_process_frees_its_lock(in_a_child, tmp_path):
 
 
 def test_no_two_hold_a_lock_at_once(tmp_path):
-    holding, most, times = set(), [], 50
+    holding, most = set(), []
 
     def work(number):
-        for _ in range(times):
+        for _ in range(50):
             with locked(tmp_path / "lock", wait=True):
                 holding.add(number)
                 most.append(len(holding))
@@ -736,7 +737,7 @@ def test_no_two_hold_a_lock_at_once(tmp_path):
         thread.start()
     for thread in threads:
         thread.join(timeout=30)
-    assert most == [1] * 4 * times
+    assert set(most) == {1}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -1051,7 +1052,7 @@ def test_a_damaged_manifest_is_named(tmp_path, text):
 
 def test_shards_go_into_a_folder_that_holds_only_what_a_kill_left(tmp_path):
     (tmp_path / "lock").write_text("")
-    (tmp_path / ".manifest.json.dpr-0123abcd.json").write_text('{"of')
+    (tmp_path / ".shard-000009.txt.dpr-0123abcd.txt").write_text("half")
     fill(tmp_path)
     assert not list(tmp_path.glob(".*"))
     (tmp_path / "other").mkdir()

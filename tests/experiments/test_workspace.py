@@ -7,6 +7,7 @@ from re import escape
 
 import numpy as np
 import pytest
+from made_data import debates
 
 from dpr.experiments import workspace
 from dpr.experiments.profiles import get_profile
@@ -179,6 +180,28 @@ def test_a_pair_of_encoders_shares_the_vectors_of_its_passage_side(
     pair = TwoEncoders(encoder.with_settings(query_prompt="query: "), encoder)
     assert space.passage_vectors(pair, tiny_collection).folder == alone.folder
     assert sum(encoded) == 6
+
+
+# --- searching ---------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("error:.*have the id of a document")
+@pytest.mark.parametrize("overflow", ["truncate", "max_chunk"])
+def test_queries_that_are_documents_are_searched_and_saved_without_themselves(tmp_path, encoder, overflow):
+    space, collection = Workspace(get_profile("scifact"), tmp_path), debates()
+    run, result = space.search_and_save(encoder, collection, "dense", notebook="05", overflow=overflow)
+    texts = [passage.contents for passage in collection.passages]
+    passage_emb, query_emb = (
+        encoder.encode_passages(texts),
+        encoder.encode_queries([*collection.queries.values()]),
+    )
+    for row, query_id in enumerate(collection.queries):
+        scores = dict(zip(collection.doc_ids, (passage_emb @ query_emb[row]).tolist(), strict=True))
+        assert max(scores, key=scores.__getitem__) == query_id
+        del scores[query_id]
+        assert run[query_id] == pytest.approx(scores, abs=1e-5)
+    assert result.metadata["queries_as_documents"] == {"all": 12, "in_run": 0}
+    assert result.evaluation.means["RR@10"] > 0.5  # at most 1/2 with each query as its own first hit
 
 
 # --- environment -------------------------------------------------------------------------------

@@ -159,3 +159,36 @@ def test_the_audit_counts_repeats_and_new_words(tiny_collection):
     assert (empty.duplicate_share, empty.new_word_share, empty.words_per_query) == (1, 0, 0)
     with pytest.raises(ValueError, match="no query for any passage of tiny"):
         audit_queries(tiny_collection, {"d1": []})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("信濃川は長い。", "信 濃 川 は 長 い"),
+        ("東京Tower、333m", "東 京 tower 333m"),
+        ("蜜蜂，采蜜！", "蜜 蜂 采 蜜"),
+        ("Was ist Zink?", "was ist zink"),
+        ("꿀벌은 꿀을", "꿀벌은 꿀을"),
+        ("ผึ้ง", "ผ ึ ้ ง"),
+        ("。、！？…", ""),
+    ],
+)
+def test_words_of_scripts_without_spaces_are_single_characters(text, expected):
+    assert words(text) == expected.split()
+
+
+def test_queries_without_spaces_are_audited_and_copied_by_character(tiny_collection):
+    passages = [Passage("d1", "", "川は長い"), Passage("d2", "", "川は深い")]
+    collection = replace(tiny_collection, passages=passages, all_qrels={"test": {"q1": {"d1": 1}}})
+    assert copied_terms(collection, 1, 1) == {"d1": ["長"], "d2": ["深"]}
+    found = audit_queries(collection, {"d1": ["川は長いか", "川は長いか", "。"]})
+    assert (found.num_queries, found.words_per_query) == (3, 5)
+    assert found.duplicate_share == pytest.approx(2 / 3)
+    assert found.new_word_share == pytest.approx(1 / 5)  # か
+
+
+def test_a_collection_expanded_twice_keeps_both_lots_of_queries(tiny_collection):
+    first = expand(tiny_collection, {"d1": ["do masks work"]})
+    second = expand(first, {"d1": ["what filters air"]})
+    assert second.by_id["d1"].text == "Masks filter droplets. do masks work what filters air"
+    assert second.expansion["passages"] == first.fingerprint

@@ -94,6 +94,45 @@ def test_passages_that_are_too_short_are_left_out_and_counted(generator, tmp_pat
         generate_queries(tmp_path / "other", generator, collection, DECODING, min_words=99)
 
 
+UNSPACED_TEXTS = {
+    "ja": "信濃川は日本で最も長い川です。",
+    "ja-short": "長い川",
+    "zh": "蜜蜂采花蜜。",
+    "th": "ผึ้งดูดน้ำหวาน",
+    "mixed": "iPS細胞",
+    "en": "bees eat nectar and pollen",
+    "en-short": "bees eat nectar",
+    "title-only": "",
+}
+
+
+@pytest.mark.parametrize("min_words", [1, 3, 4, 5, 10, 15])
+def test_a_passage_without_spaces_is_as_long_as_its_characters(generator, tmp_path, min_words):
+    lengths = {
+        "ja": 15,
+        "ja-short": 3,
+        "zh": 6,
+        "th": 14,
+        "mixed": 3,
+        "en": 5,
+        "en-short": 3,
+        "title-only": 0,
+    }
+    passages = [Passage(doc_id, "a title 川 of many words", text) for doc_id, text in UNSPACED_TEXTS.items()]
+    collection = Collection("made", passages, {}, {"test": {}})
+    greedy = Decoding("greedy", max_length=3)
+    found = generate_queries(tmp_path, generator, collection, greedy, min_words=min_words)
+    assert list(found.queries) == [doc_id for doc_id, length in lengths.items() if length >= min_words]
+    assert found.num_skipped == len(passages) - len(found.queries)
+
+
+def test_by_default_only_passages_of_fewer_than_five_words_are_skipped(generator, tmp_path):
+    passages = [Passage(doc_id, "", text) for doc_id, text in UNSPACED_TEXTS.items()]
+    collection = Collection("made", passages, {}, {"test": {}})
+    found = generate_queries(tmp_path, generator, collection, Decoding("greedy", max_length=3))
+    assert list(found.queries) == ["ja", "zh", "th", "en"]
+
+
 def test_every_chunk_of_a_long_passage_has_queries(generator, tmp_path):
     collection = made(9)
     cut = generate_queries(tmp_path / "cut", generator, collection, DECODING, min_words=1)

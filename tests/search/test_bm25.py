@@ -547,6 +547,16 @@ def test_published_figures_are_met(data_dir, tmp_path, name, num_documents, ndcg
     assert means == pytest.approx({"nDCG@10": ndcg_at_10, "R@100": recall_at_100}, rel=0, abs=0.0005)
 
 
+def test_where_queries_are_documents_published_figures_are_met(data_dir, tmp_path):
+    if not (data_dir / "arguana").is_dir():
+        pytest.skip("put BEIR's arguana into the data folder")
+    collection = load_collection(data_dir / "arguana")
+    assert len(collection.own_documents) == 1_298
+    run = BM25.build(collection, tmp_path / "index").search(collection.queries)
+    means = evaluate(collection.qrels, run, ["nDCG@10", "R@100"]).means
+    assert means == pytest.approx({"nDCG@10": 0.3970, "R@100": 0.9324}, rel=0, abs=0.0005)
+
+
 def test_a_relative_folder_is_the_current_one_even_after_java_started(fruit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     collection = Collection("one", [Passage("a", "", "apple")], {"q": "apple"}, {"test": {"q": {"a": 1}}})

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from killing import in_children
+from made_data import debates
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import safe_globals
@@ -26,7 +27,7 @@ from dpr.data.training_data import TrainingData
 from dpr.files import locked
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
-from dpr.training.bi_encoder import train
+from dpr.training.bi_encoder import search_validation, train
 from dpr.training.dataset import TrainingSequence
 from dpr.training.resume import keep_training, read_kept_training
 from dpr.training.settings import TrainingSettings
@@ -368,6 +369,22 @@ def test_the_encoder_that_is_passed_in_stays_as_it_was(request, tmp_path, kind):
     assert [m.p for m in encoder.query.model.modules() if isinstance(m, torch.nn.Dropout)] == rates
     assert trained.encoder.fingerprint != encoder.fingerprint
     assert not any(p.grad is not None for p in encoder.passage.model.parameters())
+
+
+@pytest.mark.filterwarnings("error:.*have the id of a document")
+@pytest.mark.parametrize("kind", ["encoder", "two"])
+def test_a_query_to_validate_with_that_is_a_document_does_not_count_itself(request, kind):
+    encoder, validation = request.getfixturevalue(kind), debates("dev")
+    passage_emb = encoder.passage.encode_passages([p.contents for p in validation.passages])
+    query_emb = encoder.query.encode_queries(list(validation.queries.values()))
+    passage_emb /= np.linalg.norm(passage_emb, axis=1, keepdims=True)
+    ranks = []
+    for vector, (query_id, grades) in zip(query_emb, validation.qrels.items(), strict=True):
+        scores = dict(zip(validation.doc_ids, (passage_emb @ vector).tolist(), strict=True))
+        [opposite] = grades
+        ranks.append(sum(s > scores[opposite] for d, s in scores.items() if d != query_id) + 1)
+    expected = sum(1 / rank for rank in ranks if rank <= 10) / 12
+    assert search_validation(encoder, validation)["RR@10"] == pytest.approx(expected)
 
 
 def test_evaluations_leave_training_untouched(encoder, tmp_path):

@@ -1,8 +1,11 @@
 """Hard negatives: a plain loop, sentence-transformers' mining, and an audit with known faults."""
 
+import math
 import os
 import subprocess
 import sys
+from collections import Counter
+from re import escape
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,13 +13,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made_data import debates
 
+from dpr.data.collection import Collection, Passage
 from dpr.data.examples import Example
-from dpr.data.text import normalise
 from dpr.data.training_data import TrainingData
 from dpr.training.negatives import audit_negatives, jaccard, mine_negatives, shingles
 
 PASSAGES = {f"d{n}": f"text {n}" for n in range(10)}
+NOTHING = {"positive": 0, "query": 0, "empty": 0, "margin": 0, "cross-encoder": 0}  # is left out
 
 
 def data_of(*positives, passages=PASSAGES):
@@ -33,29 +38,49 @@ def falling(*doc_ids, start=100.0):
 # --- mine_negatives: which passages ------------------------------------------------------------
 
 
-def candidates_by_hand(positives, passages, scores, ranks, max_share):
-    """What is left of a ranking, best first, and how many were left out as positive and by the margin."""
+SAME = {  # texts, and what they are once repaired, in lower case and with single spaces
+    "a": "a",
+    "A ": "a",
+    "b": "b",
+    "c": "c",
+    "d": "d",
+    "cafÃ©": "café",
+    "Café": "café",
+    "cafe": "cafe",
+    "query 0": "query 0",
+    " QUERY\n0": "query 0",
+    "": "",
+    " \n": "",
+}
+
+
+def candidates_by_hand(query_id, positives, relevant, passages, scores, ranks, max_share):
+    """What is left of a ranking, best first, and how many were left out for each reason."""
     ranking = sorted(scores, key=lambda d: (scores[d], d), reverse=True)
-    texts = {normalise(passages[doc_id]) for doc_id in positives}
     best = max((scores[d] for d in positives if d in scores), default=None)
-    kept, as_positive, by_margin = [], 0, 0
+    kept, left_out = [], Counter()
     for rank, doc_id in enumerate(ranking, start=1):
         if not ranks[0] <= rank <= ranks[1]:
             continue
-        if normalise(passages[doc_id]) in texts:
-            as_positive += 1
+        text = SAME[passages[doc_id]]
+        if doc_id in positives or text in relevant:
+            left_out["positive"] += 1
+        elif doc_id == query_id or text == f"query {query_id[1:]}":
+            left_out["query"] += 1
+        elif not text:
+            left_out["empty"] += 1
         elif max_share is not None and (best is None or scores[doc_id] >= max_share * best):
-            by_margin += 1
+            left_out["margin"] += 1
         else:
             kept.append(doc_id)
-    return kept, as_positive, by_margin
+    return kept, left_out
 
 
 @given(
     positives=st.lists(
         st.sets(st.sampled_from(sorted(PASSAGES)), min_size=1, max_size=3), min_size=1, max_size=4
     ),
-    texts=st.lists(st.sampled_from(["a", "A ", "b", "c", "d", "e"]), min_size=10, max_size=10),
+    texts=st.lists(st.sampled_from(sorted(SAME)), min_size=12, max_size=12),
     first=st.integers(1, 4),
     width=st.integers(0, 9),
     num_negatives=st.integers(1, 4),
@@ -66,12 +91,13 @@ def candidates_by_hand(positives, passages, scores, ranks, max_share):
 def test_negatives_are_those_a_plain_loop_leaves(
     positives, texts, first, width, num_negatives, max_share, sampling, draw
 ):
-    passages = dict(zip(PASSAGES, texts, strict=True))
-    scores = st.dictionaries(st.sampled_from(sorted(PASSAGES)), st.integers(1, 8).map(float))
+    passages = dict(zip([*PASSAGES, "q0", "q1"], texts, strict=True))  # two queries are passages too
+    scores = st.dictionaries(st.sampled_from(sorted(passages)), st.integers(1, 8).map(float))
     run = {f"q{n}": draw.draw(scores) for n in range(len(positives))}
     ranks = (first, first + width)
+    trained = {d: text if text.strip() else "d" for d, text in passages.items()}
     mined = mine_negatives(
-        data_of(*map(sorted, positives), passages=passages),
+        data_of(*map(sorted, positives), passages=trained),
         passages,
         run,
         num_negatives=num_negatives,
@@ -79,11 +105,12 @@ def test_negatives_are_those_a_plain_loop_leaves(
         max_share=max_share,
         sampling=sampling,
     )
-    as_positive = by_margin = 0
+    left_out = Counter(NOTHING)
     short, expected = [], {}
     for n, relevant in enumerate(positives):
-        kept, *counts = candidates_by_hand(relevant, passages, run[f"q{n}"], ranks, max_share)
-        as_positive, by_margin = as_positive + counts[0], by_margin + counts[1]
+        alike = {SAME[trained[d]] for d in relevant}
+        kept, counts = candidates_by_hand(f"q{n}", relevant, alike, passages, run[f"q{n}"], ranks, max_share)
+        left_out.update(counts)
         found = mined.negatives.get(f"q{n}", ())
         if sampling == "random":
             assert list(found) == [doc_id for doc_id in kept if doc_id in found]  # hardest first
@@ -95,7 +122,7 @@ def test_negatives_are_those_a_plain_loop_leaves(
     if sampling == "top":
         assert mined.negatives == expected
     assert all(mined.negatives.values())
-    assert mined.left_out == {"positive": as_positive, "margin": by_margin, "cross-encoder": 0}
+    assert mined.left_out == left_out
     assert mined.short == short
 
 
@@ -109,7 +136,7 @@ def test_no_positive_and_no_copy_of_one_is_a_negative_and_ranks_are_those_of_the
     }
     mined = mine_negatives(data, passages, run, num_negatives=2, ranks=(2, 6), sampling="top")
     assert mined.negatives == {"q0": ("d1", "d2"), "q1": ("copy",)}
-    assert mined.left_out == {"positive": 3, "margin": 0, "cross-encoder": 0}
+    assert mined.left_out == {**NOTHING, "positive": 3}
     assert mined.short == ["q1"]
     assert data.with_negatives(mined.negatives, passages).examples[0].negatives == ("d1", "d2")
 
@@ -122,7 +149,7 @@ def test_a_share_is_of_the_best_positive_found_wherever_it_ranks():
     data = data_of(["d2", "d5"], ["d9"])
     mined = mine_negatives(data, PASSAGES, run, num_negatives=9, ranks=(3, 6), max_share=0.95, sampling="top")
     assert mined.negatives == {"q0": ("d4", "d6")}  # 7.6 is the bound; no positive of q1 was found
-    assert mined.left_out == {"positive": 1, "margin": 1, "cross-encoder": 0}
+    assert mined.left_out == {**NOTHING, "positive": 1, "margin": 1}
     assert mined.short == ["q0", "q1"]
 
 
@@ -283,7 +310,7 @@ def test_passages_that_a_cross_encoder_scores_high_are_left_out(cross_encoder):
         expected = [d for d in PASSAGES if d != f"d{n}" and scores[n, d] < bound]
         assert list(mined.negatives.get(f"q{n}", ())) == expected
     too_high = sum(score >= bound for (n, d), score in scores.items() if d != f"d{n}")
-    assert mined.left_out == {"positive": 2, "margin": 0, "cross-encoder": too_high}
+    assert mined.left_out == {**NOTHING, "positive": 2, "cross-encoder": too_high}
     assert 0 < too_high < 18
 
 
@@ -306,7 +333,7 @@ def test_the_cross_encoder_reads_query_and_passage_of_the_candidates_alone():
     )
     assert asked == [[("query 0", "text 2"), ("query 0", "text 3")]]
     assert mined.negatives == {"q0": ("d3",)}  # 0.5 is not below the bound
-    assert mined.left_out == {"positive": 2, "margin": 1, "cross-encoder": 1}
+    assert mined.left_out == {**NOTHING, "positive": 2, "margin": 1, "cross-encoder": 1}
 
 
 # --- mine_negatives: errors --------------------------------------------------------------------
@@ -322,7 +349,7 @@ def test_the_cross_encoder_reads_query_and_passage_of_the_candidates_alone():
         ({"cross_encoder": object()}, "cross_encoder and max_cross_score go together"),
         ({"max_cross_score": 0.5}, "cross_encoder and max_cross_score go together"),
         ({"run": {"other": {"d1": 1.0}}}, "the run's 1 queries and those of made have none in common"),
-        ({"run": {"q0": {"new": 1.0}}}, "query q0: the run names new, which has no text"),
+        ({"run": {"q0": {"new": 1.0}}}, "query q0: the run names new, which is not among the passages"),
         ({"max_share": 0}, "max_share must be above 0, got 0"),
         ({"max_share": -0.5}, "max_share must be above 0, got -0.5"),
         (
@@ -337,16 +364,98 @@ def test_what_negatives_cannot_be_mined_with_is_refused(options, message):
         mine_negatives(data_of(["d1"]), PASSAGES, arguments.pop("run"), **arguments)
 
 
-def test_a_passage_without_text_beyond_the_ranks_is_no_matter():
+def test_a_hit_beyond_the_ranks_need_not_be_among_the_passages():
     run = {"q0": falling("d1", "d2", "new")}
     assert mine_negatives(data_of(["d1"]), PASSAGES, run, num_negatives=1, ranks=(1, 2)).negatives == {
         "q0": ("d2",)
     }
 
 
-def test_a_found_passage_whose_text_is_blank_is_refused():
-    with pytest.raises(ValueError, match="query q0: the run names blank, which has no text"):
-        mine_negatives(data_of(["d1"]), {**PASSAGES, "blank": " "}, {"q0": falling("blank")}, num_negatives=1)
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf, "1.0", None])
+@pytest.mark.parametrize("query_id", ["q0", "unknown"])
+def test_a_score_that_is_no_finite_number_is_refused_by_query_and_document(query_id, score):
+    run = {"q0": falling("d2"), query_id: {"d3": 2.0, "d4": score}}
+    message = f"query {query_id}, document d4: score {score!r} is not a finite number"
+    with pytest.raises(ValueError, match=escape(message)):
+        mine_negatives(data_of(["d1"]), PASSAGES, run, num_negatives=1)
+
+
+# --- mine_negatives: queries that are passages, copies and empty passages ----------------------
+
+
+@pytest.mark.parametrize("sampling", ["top", "random"])
+def test_a_query_that_is_a_document_is_never_its_own_negative(sampling):
+    collection = debates("train")
+    data = TrainingData.from_collection(collection)
+    passages = {p.doc_id: p.contents for p in collection.passages}
+    order = sorted(passages)
+    run = {
+        q: falling(q, *(d for d in order if d != q)) for q in collection.queries
+    }  # each finds itself first
+    mined = mine_negatives(data, passages, run, num_negatives=10, sampling=sampling)
+    for query_id in collection.queries:
+        [opposite] = collection.qrels[query_id]
+        assert list(mined.negatives[query_id]) == [d for d in order if d not in (query_id, opposite)]
+    assert mined.left_out == {**NOTHING, "positive": 12, "query": 12}
+    assert mined.short == []
+
+
+def test_a_query_is_known_by_its_id_or_by_its_text():
+    passages = {
+        **PASSAGES,
+        "q0": "another text than the query's",
+        "copy": " QUERY  0",
+        "wrong": "what is a cafÃ©",
+        "other": "query 0 and more",
+        "q1": "fine for another query",
+    }
+    examples = [Example("q0", "query 0", {"d0": 1}), Example("q2", "what is a café", {"d1": 1})]
+    data = TrainingData("made", examples, passages)
+    run = {"q0": falling("q0", "copy", "other", "q1"), "q2": falling("wrong", "copy", "q0")}
+    mined = mine_negatives(data, passages, run, num_negatives=2, sampling="top")
+    assert mined.negatives == {"q0": ("other", "q1"), "q2": ("copy", "q0")}
+    assert mined.left_out == {**NOTHING, "query": 3}
+
+
+@pytest.mark.parametrize(
+    ("positive", "copy"),
+    [
+        ("a café in Paris", "A  cafÃ© in PARIS"),
+        ("the city’s “old” cafés", "the cityâ€™s â€œoldâ€\x9d cafÃ©s"),
+        ("write &lt;b&gt; été", "Write &lt;b&gt; Ã©tÃ©"),
+    ],
+)
+def test_a_copy_of_a_positive_is_no_negative_even_if_decoded_wrongly(positive, copy):
+    for text, other in ((positive, copy), (copy, positive)):
+        passages = {"p": text, "copy": other, "unlike": positive.replace("é", "e"), "longer": f"{copy} too"}
+        searched = Collection(
+            "made",
+            [Passage(d, "", t) for d, t in passages.items()],
+            {"q": "cafés"},
+            {"train": {"q": {"p": 1}}},
+            "train",
+        )
+        run = {"q": falling("copy", "p", "unlike", "longer")}
+        mined = mine_negatives(TrainingData.from_collection(searched), passages, run, num_negatives=4)
+        assert mined.negatives == {"q": ("unlike", "longer")}
+        assert mined.left_out == {**NOTHING, "positive": 2}
+
+
+def test_passages_of_nothing_are_left_out_and_counted():
+    passages = {**PASSAGES, "blank": "", "white": " \n\u3000", "mark": "\ufeff", "dot": "."}
+    run = {"q0": falling("blank", "d2", "white", "d1", "mark", "dot"), "q1": falling("blank")}
+    mined = mine_negatives(data_of(["d1"], ["d2"]), passages, run, num_negatives=2, sampling="top")
+    assert mined.negatives == {"q0": ("d2", "dot")}
+    assert mined.left_out == {**NOTHING, "positive": 1, "empty": 4}
+    assert mined.short == ["q1"]
+
+
+def test_what_was_mined_for_a_thousand_queries_is_shown_in_a_line():
+    run = {f"q{n}": falling(*PASSAGES) for n in range(1000)}
+    mined = mine_negatives(data_of(*[["d0"]] * 1000), PASSAGES, run, num_negatives=20)
+    assert len(mined.short) == 1000
+    assert len(repr(mined)) < 300
+    assert "'positive': 1000" in repr(mined)
 
 
 # --- audit_negatives ---------------------------------------------------------------------------
@@ -424,3 +533,49 @@ def test_the_jaccard_share_is_that_of_a_count(one, other):
     both = sum(item in one and item in other for item in range(6))
     either = sum(item in one or item in other for item in range(6))
     assert jaccard(one, other) == jaccard(other, one) == both / either
+
+
+# --- scripts without spaces --------------------------------------------------------------------
+
+RIVER = "信濃川は日本で最も長い川であり、長野県と新潟県を流れて日本海に注ぐ。"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("長い川", {("長", "い", "川")}),
+        ("長い", {("長", "い")}),
+        ("長い川。", {("長", "い", "川"), ("い", "川", "。")}),
+        ("東京 Tower 333m", {("東", "京", "tower"), ("京", "tower", "333m")}),
+        ("ผึ้ง", {("ผ", "ึ", "้"), ("ึ", "้", "ง")}),
+    ],
+)
+def test_shingles_are_sequences_of_three_characters_where_words_have_no_spaces(text, expected):
+    assert shingles(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("negative", "near"),
+    [
+        (RIVER.replace("最も", "一番"), True),
+        (RIVER[:-1], True),
+        (RIVER.replace("、", "、 "), True),
+        ("利根川は関東地方を流れて太平洋に注ぐ日本の川である。", False),
+        ("The Shinano is the longest river of Japan.", False),
+    ],
+)
+def test_near_duplicates_are_found_in_a_script_without_spaces(negative, near):
+    passages = {"p": RIVER, "n": negative}
+    data = TrainingData("made", [Example("q", "日本で最も長い川", {"p": 1})], passages)
+    plain = [text.replace(" ", "") for text in passages.values()]
+    one, other = ({text[i : i + 3] for i in range(len(text) - 2)} for text in plain)
+    assert (len(one & other) / len(one | other) >= 0.5) is near
+    found = audit_negatives(data, passages, {"q": ("n",)}, {})
+    assert found.near_duplicates == ([("q", "n")] if near else [])
+
+
+def test_an_audit_of_a_thousand_negatives_is_shown_in_a_line():
+    negatives = {f"q{n}": ("d1", "d2") for n in range(500)}
+    found = audit_negatives(data_of(*[["d1"]] * 500), PASSAGES, negatives, {}, num_samples=1000)
+    assert (found.num_negatives, len(found.near_duplicates), len(found.samples)) == (1000, 500, 1000)
+    assert len(repr(found)) < 300
