@@ -109,7 +109,11 @@ def atomic_folder(path: Path | str, kind: str) -> Iterator[Path]:
             if target.exists():
                 temporary.chmod(stat.S_IMODE(target.stat().st_mode))
                 target.rename(_aside(target))
-            temporary.rename(target)
+            try:
+                temporary.rename(target)
+            finally:
+                if not target.exists() and _aside(target).exists():
+                    _aside(target).rename(target)
             shutil.rmtree(_aside(target), ignore_errors=True)
 
 

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 
 from dpr.arguments import check_fields_of, checked
-from dpr.files import atomic_folder, read_json, write_text
+from dpr.files import atomic_folder, read_json, settle, write_text
 from dpr.models.batching import MIN_LENGTH
 from dpr.models.pooling import POOLINGS, parse_pooling
 
@@ -82,6 +82,8 @@ def find_checkpoint(name_or_folder: str | Path) -> str:
     if not isinstance(name_or_folder, str | Path) or not str(name_or_folder):
         raise ValueError(f"expected a checkpoint's name or folder, got {name_or_folder!r}")
     name = str(name_or_folder)
+    if not Path(name).exists() and Path(name).parent.is_dir():
+        settle(Path(name).resolve())  # saving it may have been killed
     if Path(name).is_dir():
         return name
     parts = name.split("/")
