@@ -207,7 +207,7 @@ def test_a_link_stays_a_link_and_what_it_points_to_is_written(tmp_path, there):
 def test_a_pipe_is_written_into(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     read = []
-    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()))
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()), daemon=True)
     reader.start()
     write_text(tmp_path / "pipe", "through the pipe")
     reader.join(timeout=10)
@@ -591,6 +591,23 @@ def test_an_error_of_writing_a_folder_names_it(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.filename == str(tmp_path / "made")
     assert_whole(tmp_path / "made", "old")
+
+
+def test_an_old_folder_moved_aside_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    write_folder(tmp_path / "made", "old")
+    before, rename = everything(tmp_path), os.rename
+
+    def refuse(old, new, **how):
+        if Path(new).name == "made" and ".dpr-" in Path(old).name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(old), None, str(new))
+        rename(old, new, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", refuse)
+        with pytest.raises(PermissionError) as caught:
+            write_folder(tmp_path / "made")
+    assert caught.value.filename == str(tmp_path / "made")
+    assert everything(tmp_path) == before
 
 
 @pytest.mark.parametrize("then", ["settled", "written again"])

@@ -30,11 +30,11 @@ def checked(function: Callable) -> Callable:
     def call(*args, **kwargs):
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             if name in annotated:
-                values = [value]
+                given = [(name, value)]
                 if name in several:
-                    values = value.values() if isinstance(value, Mapping) else value
-                for one in values:
-                    _refuse(f"{function.__qualname__}: {name}", one, annotated[name])
+                    given = value.items() if isinstance(value, Mapping) else [(name, one) for one in value]
+                for what, one in given:
+                    _refuse(f"{function.__qualname__}: {what}", one, annotated[name])
         return function(*args, **kwargs)
 
     return call
@@ -53,8 +53,11 @@ def check_fields_of(instance: Any) -> None:
 def _refuse(where: str, value: Any, annotation: Any) -> None:
     """Raise ValueError, which begins with `where`, if a value does not fit an annotation."""
     if not _fits(value, annotation):
-        plain = value is None or isinstance(value, str | bytes | int | float)
-        shown = repr(value)[:80] if plain else type(value).__name__
+        shown = type(value).__name__
+        if value is None or isinstance(value, str | bytes | int | float):
+            shown = repr(value)[:80]
+        elif isinstance(value, Iterable) and hasattr(value, "__len__") and len(value):
+            shown += f" that begins with {next(iter(value))!r:.60}"
         raise ValueError(f"{where} must be {_words(annotation)}, got {shown}")
 
 

@@ -501,10 +501,17 @@ class ShardFolder:
             raise ValueError(f"{path}: damaged; delete it and run again, the rest is kept")
         return True
 
+    def files(self) -> list[Path]:
+        """All files that shards may have; others in the folder are not ours."""
+        return [file for path in self.items for file in (*self._content(path), path.with_suffix(".json"))]
+
+    def _content(self, path: Path) -> list[Path]:
+        """The files that a shard's content may be in."""
+        return [path, path.with_suffix(f".owners{path.suffix}")]
+
     def _crc32(self, path: Path) -> int:
-        """The checksum of a shard's files, which share the name but for the ending."""
-        files = (f for f in self.folder.glob(f"{path.stem}.*") if f.suffix != ".json")
-        return crc32(*sorted(files))
+        """The checksum of a shard's content."""
+        return crc32(*filter(Path.is_file, self._content(path)))
 
     def seconds(self) -> float:
         """Seconds that making all shards took, over all attempts; NaN if that was lost."""

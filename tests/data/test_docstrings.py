@@ -179,6 +179,21 @@ def test_what_was_read_is_kept_and_read_again_as_long_as_the_packages_are_the_sa
     docstrings._read_packages.cache_clear()
 
 
+@pytest.mark.parametrize("kept_bytes", [0, 9, -30])
+def test_what_was_kept_and_is_damaged_is_read_anew(monkeypatch, tmp_path, kept_bytes):
+    items = tuple(Documented(Passage(f"d{n}", "title", "some text"), "a query") for n in range(3))
+    monkeypatch.setattr(docstrings, "read_package", lambda folder: items)
+    whole = None
+    for _ in range(3):
+        docstrings._read_packages.cache_clear()
+        assert docstrings._read_packages(("numpy",), tmp_path) == items
+        [kept] = tmp_path.iterdir()
+        whole = whole or kept.read_bytes()
+        assert kept.read_bytes() == whole
+        kept.write_bytes(whole[:kept_bytes])
+    docstrings._read_packages.cache_clear()
+
+
 def test_where_nothing_can_be_written_a_warning_says_so_and_the_packages_are_read(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("no folder")
     items = (Documented(Passage("a", "", "b"), "q"),)

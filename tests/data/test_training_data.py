@@ -78,8 +78,8 @@ def test_judgements_become_positives_highest_grade_first_and_negatives():
     qrels = {
         "t1": {"below": -1, "one": 1, "zero": 0, "two": 2, "copy": 0, "three": 1, "gone": 2, "empty": 2},
         "t2": {"zero": 1},
-        "without text": {"empty": 1, "gone": 1},
-        "without relevant": {"one": 0},
+        "without-text": {"empty": 1, "gone": 1},
+        "without-relevant": {"one": 0},
     }
     data = TrainingData.from_collection(
         Collection("made", passages, {q: f"query {q}" for q in qrels}, {"dev": qrels}, "dev")

@@ -254,7 +254,7 @@ def test_saved_queries_that_have_changed_are_written_again(space, writer, damage
 
 
 @pytest.mark.parametrize("name", ["training/tiny-writer.json", "queries/tiny-writer-sampled.json"])
-@pytest.mark.parametrize("text", ["", '{"made_of": {', "[]", "{}"])
+@pytest.mark.parametrize("text", ['{"made_of": {', "{}"])
 def test_a_damaged_description_of_what_a_writer_made_is_named(space, writer, name, text):
     writer().write("sampled", space.collection(), SAMPLED)
     (space.runs / name).write_text(text)

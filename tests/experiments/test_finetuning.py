@@ -152,8 +152,9 @@ def test_a_result_that_another_model_made_is_made_again(space, made, encoder):
     assert load_result(space.runs, TAG).metadata["config"]["model"] != other.fingerprint
 
 
-@pytest.mark.parametrize("ending", [".trec.gz", ".csv", ".json"])
-@pytest.mark.parametrize("damage", ["lost", "flipped", "cut"])
+@pytest.mark.parametrize(
+    ("ending", "damage"), [(".trec.gz", "flipped"), (".csv", "flipped"), (".csv", "lost"), (".json", "cut")]
+)
 def test_with_a_damaged_result_it_is_searched_again_and_not_trained(space, made, monkeypatch, ending, damage):
     first = made()
     path = space.runs / f"{TAG}{ending}"
@@ -172,7 +173,7 @@ def test_with_a_damaged_result_it_is_searched_again_and_not_trained(space, made,
     assert trained < path.stat().st_mtime_ns
 
 
-@pytest.mark.parametrize("text", ["", '{"settings": {', "[]", "{}"])
+@pytest.mark.parametrize("text", ['{"settings": {', "{}"])
 def test_a_damaged_kept_training_is_named(space, made, text):
     made()
     space.kept_training(TAG).write_text(text)

@@ -39,7 +39,7 @@ def collect(texts, name="fruit", qrels=None):
     """A collection of these texts; every query finds d1 relevant unless told."""
     passages = [Passage(doc_id, "", text) for doc_id, text in texts.items()]
     qrels = qrels or {"apple": {"d1": 1}}
-    return Collection(name, passages, {q: q for q in qrels}, {"test": qrels, "dev": qrels})
+    return Collection(name, passages, {q: q.replace("_", " ") for q in qrels}, {"test": qrels, "dev": qrels})
 
 
 def by_formula(texts, query, k1, b):
@@ -334,7 +334,7 @@ TUNED = {  # b decides between a short and a long document, k1 between one term 
     "both": "grape mango melon melon lemon lemon lemon lemon",
     "other": "mango papaya",
 }
-TUNED_QRELS = {"apple": {"short": 1}, "grape mango": {"often": 1}, "papaya": {"other": 1}}
+TUNED_QRELS = {"apple": {"short": 1}, "grape_mango": {"often": 1}, "papaya": {"other": 1}}
 K1_GRID, B_GRID = (0.1, 0.3, 3.0), (0.0, 0.5, 1.0)
 
 
@@ -353,7 +353,7 @@ def test_tuning_finds_the_best_of_the_grid(tuned):
         for b in B_GRID:
             ranks = []
             for query, relevant in TUNED_QRELS.items():
-                ranked = [d for d, _ in ordered_hits(by_formula(TUNED, query, k1, b))]
+                ranked = [d for d, _ in ordered_hits(by_formula(TUNED, query.replace("_", " "), k1, b))]
                 ranks.append(1 + ranked.index(*relevant))
             by_hand[k1, b] = sum(1 / rank for rank in ranks) / len(ranks)
     assert tuning.grid == pytest.approx(by_hand)

@@ -146,7 +146,7 @@ def test_bytes_are_counted(kind, vectors):
         ("annoy", {}, "kind must be one of"),
         ("exact", {"m": 8}, "exact has no setting"),
         ("faiss-hnsw", {"m": 0}, "m must be a whole number of at least 1"),
-        ("faiss-ivf", {"num_lists": 2.5}, "num_lists must be a whole number"),
+        ("faiss-ivf", {"num_lists": 2.5}, "num_lists must be int, got 2.5"),
         ("faiss-ivf", {"num_lists": 601}, "learns 601 centroids .* got 600"),
         ("faiss-ivfpq", {"code_bytes": 7}, "code_bytes must divide 16"),
     ],
@@ -173,7 +173,7 @@ def test_integers_are_no_vectors():
 
 def test_a_folder_with_something_else_is_not_replaced_and_not_read(vectors, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="it holds something else"):
+    with pytest.raises(ValueError, match="holds something else than an index of vectors"):
         build("exact", vectors[0]).save(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no index.json; build_index"):
         Index.load(tmp_path)
@@ -182,8 +182,8 @@ def test_a_folder_with_something_else_is_not_replaced_and_not_read(vectors, tmp_
 def test_an_index_of_another_format_is_refused(vectors, tmp_path):
     build("exact", vectors[0]).save(tmp_path / "index")
     about = tmp_path / "index" / "index.json"
-    about.write_text(about.read_text().replace('"format": 2', '"format": 1'))
-    with pytest.raises(ValueError, match="format 1, expected 2"):
+    about.write_text(about.read_text().replace('"format": 3', '"format": 1'))
+    with pytest.raises(ValueError, match="format 1, expected 3"):
         Index.load(tmp_path / "index")
 
 

@@ -65,6 +65,10 @@ class Collection:
         object.__setattr__(self, "all_queries", checked_queries(self.all_queries))
         all_qrels = {split: checked_qrels(qrels) for split, qrels in self.all_qrels.items()}
         object.__setattr__(self, "all_qrels", all_qrels)
+        for query_id in {*self.all_queries, *(q for qrels in all_qrels.values() for q in qrels)}:
+            check_id(query_id, f"{self.name}: query_id")
+        for doc_id in {d for qrels in all_qrels.values() for grades in qrels.values() for d in grades}:
+            check_id(doc_id, f"{self.name}: judged doc_id")
         if self.split not in self.all_qrels:
             raise ValueError(f"{self.name} has no split {self.split!r}, only {sorted(self.all_qrels)}")
         if len(self.by_id) != len(self.passages):
@@ -194,10 +198,14 @@ def _checked(passage: Passage, where: str) -> Passage:
     if not isinstance(passage, Passage):
         raise ValueError(f"{where} is {passage!r:.80}, expected Passage(doc_id, title, text)")
     doc_id, title, text = passage
-    if type(doc_id) is type(title) is type(text) is str and doc_id.split() == [doc_id]:
-        return passage
-    doc_id = text_id(doc_id)
+    if not isinstance(doc_id, str):
+        try:
+            doc_id = text_id(doc_id)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
     check_id(doc_id, f"{where}: doc_id")
+    if type(passage.doc_id) is type(title) is type(text) is str:
+        return passage
     title = "" if title is None else title
     if not isinstance(title, str) or not isinstance(text, str):
         raise ValueError(f"{where} ({doc_id}): title {title!r:.40} and text {text!r:.40} must be strings")

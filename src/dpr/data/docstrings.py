@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dpr.data.collection import Collection, Passage, hold_out_dev
-from dpr.data.text import normalise, stable_hash
+from dpr.data.text import SURROGATE, normalise, stable_hash
 from dpr.data.trec import Qrels
 from dpr.files import read_lines, write_text
 
@@ -119,15 +119,28 @@ def _read_packages(names: tuple[str, ...], kept_in: Path | None) -> tuple[Docume
     installed = [f"{folder} {version(DISTRIBUTIONS.get(folder.name, folder.name))}" for folder in folders]
     made_by = "\n".join([*installed, sys.version, Path(__file__).read_text(encoding="utf-8")])
     path = kept_in / f"{'-'.join(names)}-{stable_hash(made_by)[:16]}.jsonl"
-    if path.is_file():
-        rows = (json.loads(line) for _, line in read_lines(path))
-        return tuple(Documented(Passage(*passage), query) for *passage, query in rows)
+    kept = _read_kept(path)
+    if kept is not None:
+        return kept
     read = tuple(item for folder in folders for item in read_package(folder))
     try:
-        write_text(path, "".join(json.dumps([*item.passage, item.query]) + "\n" for item in read))
+        rows = (json.dumps([*item.passage, item.query]) + "\n" for item in read)
+        write_text(path, f"{len(read)}\n{''.join(rows)}")
     except OSError as error:
         warnings.warn(f"{path}: not kept ({error.strerror}), so it is read anew each time", stacklevel=3)
     return read
+
+
+def _read_kept(path: Path) -> tuple[Documented, ...] | None:
+    """Read what was kept; None if it is missing or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        count, *rows = (json.loads(line) for _, line in read_lines(path))
+        read = tuple(Documented(Passage(*passage), query) for *passage, query in rows)
+    except (TypeError, ValueError):
+        return None
+    return read if len(read) == count else None
 
 
 def read_package(folder: Path | str) -> list[Documented]:
@@ -153,7 +166,7 @@ def read_package(folder: Path | str) -> list[Documented]:
         ):
             continue
         for name, docstring in _public_docstrings(path):
-            query, text = split_docstring(docstring)
+            query, text = split_docstring(SURROGATE.sub("\ufffd", docstring))
             passage = Passage(f"{module}.{name}", f"{folder.name}.{name}", text)
             if (
                 len(text.split()) >= MIN_BODY_WORDS

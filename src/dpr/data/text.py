@@ -13,9 +13,10 @@ MENDING = ftfy.TextFixerConfig(
     fix_character_width=False,
     normalization=None,
 )
-# Scripts written without spaces between words: Thai to Khmer, Japanese kana, Chinese characters
+# Scripts without spaces between words: Thai, Lao, Burmese and Khmer; Japanese kana and Chinese characters
 UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007"
+    "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uff66-\uff9f\U00020000-\U0003ffff"
 )
 SEGMENT = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 SURROGATE = re.compile("[\ud800-\udfff]")

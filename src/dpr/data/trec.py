@@ -266,11 +266,15 @@ def with_text_ids(nested: Mapping[Any, Mapping[Any, Any]]) -> dict[str, dict[str
     """Copy a run or judgements, query_id → doc_id → value, with `text_id` of every id.
 
     Raises:
-        ValueError: It is not such a mapping of mappings, or an id is neither text nor a whole number.
+        ValueError: It is not such a mapping of mappings, an id is neither text nor a whole number, or two
+            ids become the same text.
     """
     if not isinstance(nested, Mapping) or not all(isinstance(docs, Mapping) for docs in nested.values()):
         raise ValueError(f"expected query_id → doc_id → value, got {nested!r:.80}")
-    return {text_id(q): {text_id(d): value for d, value in docs.items()} for q, docs in nested.items()}
+    found = {text_id(q): {text_id(d): value for d, value in docs.items()} for q, docs in nested.items()}
+    if sum(map(len, found.values())) < sum(map(len, nested.values())) or len(found) < len(nested):
+        raise ValueError("two ids are the same once whole numbers become text, such as 7 and '7'")
+    return found
 
 
 def checked_qrels(qrels: Mapping[Any, Mapping[Any, Any]]) -> Qrels:
@@ -282,9 +286,9 @@ def checked_qrels(qrels: Mapping[Any, Mapping[Any, Any]]) -> Qrels:
     qrels = with_text_ids(qrels)
     for query_id, grades in qrels.items():
         for doc_id, grade in grades.items():
-            if not isinstance(grade, NUMBERS) or grade != grade // 1:
+            if not isinstance(grade, NUMBERS) or isinstance(grade, bool) or grade != grade // 1:
                 raise ValueError(f"query {query_id}, document {doc_id}: grade {grade!r} is no whole number")
-    return qrels
+    return {q: {d: int(grade) for d, grade in grades.items()} for q, grades in qrels.items()}
 
 
 def checked_hits(hits: Mapping[Any, Mapping[Any, Any]]) -> dict[str, dict[str, float]]:
@@ -297,7 +301,11 @@ def checked_hits(hits: Mapping[Any, Mapping[Any, Any]]) -> dict[str, dict[str, f
     hits = with_text_ids(hits)
     for query_id, scores in hits.items():
         for doc_id, score in scores.items():
-            if not (isinstance(score, NUMBERS) and math.isfinite(score)):
+            try:
+                finite = isinstance(score, NUMBERS) and math.isfinite(score) and not isinstance(score, bool)
+            except OverflowError:  # a whole number beyond any float
+                finite = False
+            if not finite:
                 raise ValueError(
                     f"query {query_id}, document {doc_id}: score {score!r} is not a finite number"
                 )
@@ -315,7 +323,10 @@ def checked_queries(queries: Mapping[Any, str]) -> dict[str, str]:
     for query_id, text in queries.items():
         if not isinstance(text, str) or SURROGATE.search(text):
             raise ValueError(f"query {query_id} is {text!a:.80}, expected a text of whole characters")
-    return {text_id(query_id): text for query_id, text in queries.items()}
+    found = {text_id(query_id): text for query_id, text in queries.items()}
+    if len(found) < len(queries):
+        raise ValueError("two query ids are the same once whole numbers become text, such as 7 and '7'")
+    return found
 
 
 def check_id(value: str, where: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from dpr.arguments import checked
 from dpr.data.collection import Collection
 from dpr.data.text import first_words, segments
-from dpr.data.trec import ordered_hits
+from dpr.data.trec import checked_hits, ordered_hits
 from dpr.evaluation.metrics import evaluate
 
 
@@ -55,6 +55,7 @@ def query_differences(
     Raises:
         ValueError: As in `evaluate`.
     """
+    first, second = checked_hits(first), checked_hits(second)
     values = [evaluate(collection.qrels, run, [metric]).per_query[metric] for run in (first, second)]
     rows = []
     for query_id, text in collection.queries.items():
@@ -87,6 +88,7 @@ def length_by_rank(
     Raises:
         ValueError: No query of the run has a hit, or a hit is not in the collection.
     """
+    run = checked_hits(run)
     words = {p.doc_id: len(segments(p.contents)) for p in collection.passages}
     lengths = np.full((len(run), depth), np.nan)
     for row, scores in enumerate(run.values()):

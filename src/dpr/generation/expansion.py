@@ -172,7 +172,9 @@ def expand(
         "num_queries": num_queries,
         "original": original,
     }
-    return replace(collection, passages=passages, expansion=made_of, unexpanded=collection)
+    return replace(
+        collection, passages=passages, expansion=made_of, unexpanded=collection.unexpanded or collection
+    )
 
 
 @dataclass(frozen=True)

@@ -127,13 +127,13 @@ def encode_collection(
         "batch_tokens": batch_tokens,
     }
     shards = ShardFolder(folder, manifest, len(collection.passages), shard_size, ".npy")
-    if not (folder / VECTORS).is_file() or any(folder.glob("shard-*")):
+    if not (folder / VECTORS).is_file() or any(map(Path.exists, shards.files())):
         with shards.open_for_writing():
             if not (folder / VECTORS).is_file():
                 _encode_missing(shards, encoder, collection)
                 _assemble(shards)
-            for path in folder.glob("shard-*"):
-                path.unlink()
+            for path in shards.files():
+                path.unlink(missing_ok=True)
     return _open(folder, manifest, collection.doc_ids)
 
 

@@ -89,11 +89,11 @@ class Index:
     @checked
     def search_run(
         self,
-        query_ids: Sequence[str],
+        query_ids: Sequence[str | int],
         query_emb: np.ndarray,
         depth: int,
         tag: str,
-        own_documents: Set[str] | None = None,
+        own_documents: Set[str | int] | None = None,
     ) -> Run:
         """Search, and return a run of each query's best documents, in trec_eval's order.
 
@@ -117,7 +117,7 @@ class Index:
             raise ValueError(
                 f"{len(query_ids)} query ids ({different} different) for {len(query_emb)} vectors"
             )
-        own = frozenset(own_documents or ()) & set(query_ids)
+        own = frozenset(map(text_id, own_documents or ())) & set(query_ids)
         shared = set(query_ids).intersection(self.doc_ids) if own_documents is None else ()
         if shared:
             warnings.warn(
@@ -226,7 +226,7 @@ class Index:
 def build_index(
     kind: str,
     passage_emb: np.ndarray,
-    doc_ids: Sequence[str],
+    doc_ids: Sequence[str | int],
     similarity: str,
     *,
     chunks: bool = False,
