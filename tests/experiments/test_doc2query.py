@@ -146,7 +146,7 @@ def test_two_collections_that_name_each_other_share_the_data_without_eithers_que
 def made(passages):
     """Those passages, each asked for by two queries, as training data and as a collection."""
     examples = [
-        Example(f"q{n}-{way}", f"{way} {text}", {f"d{n}": 1, f"d{(n + 1) % len(passages)}": 1})
+        Example(f"q{n}-{way[:4]}", f"{way} {text}", {f"d{n}": 1, f"d{(n + 1) % len(passages)}": 1})
         for n, text in enumerate(passages)
         for way in ("what about", "tell me of")
     ]

@@ -391,6 +391,16 @@ def test_shards_that_a_killed_process_left_beside_the_whole_are_removed(encoder,
     assert contents(tmp_path) == before
 
 
+def test_files_of_others_that_are_named_like_shards_stay(encoder, tmp_path):
+    stop_after(12, tmp_path, encoder, made(23), shard_size=5)
+    theirs = ["shard-000000.npy.bak", "shard-000099.npy", "shard-notes.txt"]
+    for name in theirs:
+        (tmp_path / name).write_text("theirs")
+    for _ in range(2):
+        encode_collection(tmp_path, encoder, made(23), shard_size=5)
+        assert sorted(contents(tmp_path)) == sorted([*COMPLETE, *theirs])
+
+
 def flip(path, at):
     """Change one bit of a file."""
     data = bytearray(path.read_bytes())

@@ -24,9 +24,9 @@ from dpr.files import read_jsonl, read_lines, write_text
 
 Qrels = dict[str, dict[str, int]]
 NUMBERS = (float, int, np.floating, np.integer)
-# Names of columns, without "id" at the end
-HEADERS = {"query", "queries", "q", "question", "topic", "text", "title", "passage", "document", "doc"}
-HEADERS |= {"p", "d", "corpus", "pos", "positive", "neg", "negative", "anchor", ""}
+# Names of columns, also with "id" behind them
+HEADERS = {"query", "queries", "question", "topic", "text", "title", "passage", "document", "doc", "corpus"}
+HEADERS |= {"pos", "positive", "neg", "negative", "anchor", "id", "qid", "pid", "did"}
 BEIR_HEADER = ["query-id", "corpus-id", "score"]
 
 
@@ -218,7 +218,7 @@ def read_qrels(path: Path | str) -> Qrels:
 def is_header(columns: Iterable[str]) -> bool:
     """Whether all columns of a line are names that columns of queries and passages usually have."""
     names = [re.sub(r"[\W_]+", "", column.casefold()) for column in columns]
-    return all(name and re.sub(r"ids?$", "", name) in HEADERS for name in names)
+    return all(name in HEADERS or name.removesuffix("id") in HEADERS for name in names)
 
 
 def single(score: float) -> np.float32:

@@ -140,8 +140,12 @@ def check_weights(path: str, missing: Iterable[str], unexpected: Iterable[str], 
         raise ValueError(f"{path} {told} than its config.json says{end}")
 
 
-def refuse_custom_code(path: str) -> None:
+def refuse_custom_code(path: str, subfolder: str = "") -> None:
     """Refuse a checkpoint whose architecture is code of its own, which is never executed.
+
+    Args:
+        path: A folder or hub name.
+        subfolder: Where in it the transformer is.
 
     Raises:
         ValueError: It is; the message says what to do.
@@ -151,13 +155,17 @@ def refuse_custom_code(path: str) -> None:
     own = None
     if not Path(path).is_dir():
         try:
-            AutoConfig.from_pretrained(path, trust_remote_code=False)
+            AutoConfig.from_pretrained(path, subfolder=subfolder, trust_remote_code=False)
+        except OSError as error:
+            if "connect" in str(error):
+                raise
+            return  # no transformer, which loading refuses in its own words
         except ValueError as error:
             if "trust_remote_code" not in str(error):
                 raise
             own = "its architecture"
-    elif (Path(path) / "config.json").is_file():
-        about = read_json(Path(path) / "config.json")
+    elif (Path(path) / subfolder / "config.json").is_file():
+        about = read_json(Path(path) / subfolder / "config.json")
         if "auto_map" in about and about.get("model_type") not in CONFIG_MAPPING:
             own = f"its architecture {about.get('model_type')!r}"
     if own:
@@ -247,7 +255,7 @@ def load_container(path: str, device: str | None):
                 f"{path}: {others[0]} is code inside the checkpoint, which is never executed here"
             )
         subfolder = modules[0]["path"]
-    refuse_custom_code(str(Path(path) / subfolder))
+    refuse_custom_code(path, subfolder)
     plain = {} if complete else AutoConfig.from_pretrained(path, trust_remote_code=False).to_dict()
     if plain.get("model_type") == "dpr":
         with TemporaryDirectory() as folder:
