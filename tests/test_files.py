@@ -27,9 +27,9 @@ from dpr.files import (
     ShardFolder,
     atomic_folder,
     atomic_path,
+    changed,
     check_name,
     errors_of,
-    is_whole,
     locked,
     read_json,
     read_jsonl,
@@ -412,9 +412,9 @@ def test_a_folder_is_made_where_there_is_nothing(tmp_path, old):
 
 def test_the_marker_says_the_kind_and_the_size_of_every_file(tmp_path):
     write_folder(tmp_path / "made", "four")
-    about = json.loads((tmp_path / "made" / MARKER).read_text())
+    about = read_json(tmp_path / "made" / MARKER)
     assert about == {"kind": THING, "sizes": {"deep": None, "deep/two": 4, "one": 4}}
-    assert is_whole(tmp_path / "made")
+    assert not changed(tmp_path / "made")
 
 
 @pytest.mark.parametrize("name", [MARKER, "one", "deep/two"])
@@ -425,21 +425,25 @@ def test_a_folder_with_a_file_lost_or_of_another_size_is_not_whole(tmp_path, nam
     if damage == "lost":
         path.unlink()
     else:
-        path.write_text(path.read_text()[:-1] if damage == "cut" else path.read_text() + "\n")
-    if (name, damage) == (MARKER, "cut"):
-        with pytest.raises(ValueError, match=escape(f"{path}: damaged, not JSON")):
-            is_whole(tmp_path / "made")
+        path.write_text(path.read_text()[:-2] if damage == "cut" else path.read_text() + "\n")
+    if name != MARKER:
+        assert changed(tmp_path / "made") == [name]
+    elif damage == "lost":
+        with pytest.raises(FileNotFoundError, match=escape(str(path))):
+            changed(tmp_path / "made")
+    elif damage == "longer":  # by white space
+        assert changed(tmp_path / "made") == []
     else:
-        assert is_whole(tmp_path / "made") == ((name, damage) == (MARKER, "longer"))
+        with pytest.raises(ValueError, match=escape(f"{path}: damaged, not JSON")):
+            changed(tmp_path / "made")
 
 
 def test_a_folder_may_hold_more_than_its_files_and_is_whole(tmp_path):
     write_folder(tmp_path / "made")
     (tmp_path / "made" / "notes").write_text("theirs")
-    assert is_whole(tmp_path / "made")
+    assert not changed(tmp_path / "made")
     shutil.rmtree(tmp_path / "made" / "deep")
-    assert not is_whole(tmp_path / "made")
-    assert not is_whole(tmp_path / "missing")
+    assert sorted(changed(tmp_path / "made")) == ["deep", "deep/two"]
 
 
 def test_a_folder_within_one_is_the_same_temporary_one(tmp_path):

@@ -31,6 +31,7 @@ except ImportError:  # Windows has no such locks: there, two processes must not 
 MOST_LINE = 2**26  # bytes in a line: 64 MiB
 MOST_RATIO = 200  # how many times larger than a gzip file its content may be; texts and runs reach 20
 MANIFEST, LOCK = "manifest.json", "lock"
+CHECKSUM = "own_crc32"
 MARKER = ".dpr.json"  # in each folder that `atomic_folder` writes: its kind, and names and sizes in it
 TEMPORARY = re.compile(r"\..*\.dpr-[0-9a-f]{8}(\..*)?")
 
@@ -53,10 +54,10 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         ValueError: `path` is a folder.
         OSError: It cannot be written; the error names `path`.
     """
-    target = Path(path).resolve()
+    special = Path(path).exists() and not Path(path).is_file()
+    target = Path(path) if special else Path(path).resolve()
     if target.is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file")
-    special = target.exists() and not target.is_file()
     folder = Path(tempfile.gettempdir()) if special else target.parent
     with errors_of(path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,24 +98,31 @@ def atomic_folder(path: Path | str, kind: str) -> Iterator[Path]:
     target = Path(path).resolve()
     if Path.cwd().is_relative_to(target):
         raise ValueError(f"{path} is or holds the current folder, which cannot be replaced; name another")
-    settle(target)
-    _refuse_others(path, kind)
     with errors_of(path):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(_swap_lock(target), wait=True):
+            settle(target)
+            _refuse_others(path, kind)
         with _claimed(target.parent, target.name, None) as temporary:
             yield temporary
             sizes = {str(e.relative_to(temporary)): _size(e) for e in sorted(temporary.rglob("*"))}
-            write_text(temporary / MARKER, json.dumps({"kind": kind, "sizes": sizes}))
-            _refuse_others(path, kind)
-            if target.exists():
-                temporary.chmod(stat.S_IMODE(target.stat().st_mode))
-                target.rename(_aside(target))
-            try:
-                temporary.rename(target)
-            finally:
-                if not target.exists() and _aside(target).exists():
-                    _aside(target).rename(target)
-            shutil.rmtree(_aside(target), ignore_errors=True)
+            write_json(temporary / MARKER, {"kind": kind, "sizes": sizes})
+            with locked(_swap_lock(target), wait=True):
+                _refuse_others(path, kind)
+                _swap(temporary, target)
+
+
+def _swap(new: Path, target: Path) -> None:
+    """Put a folder in the place of another one, if there is one, which is moved aside and then removed."""
+    if target.exists():
+        new.chmod(stat.S_IMODE(target.stat().st_mode))
+        shutil.rmtree(_aside(target), ignore_errors=True)
+        target.rename(_aside(target))
+    try:
+        new.rename(target)
+    finally:
+        if not target.exists() and _aside(target).exists():
+            _aside(target).rename(target)
+    shutil.rmtree(_aside(target), ignore_errors=True)
 
 
 @contextmanager
@@ -130,21 +138,26 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 def settle(folder: Path) -> None:
     """End what a killed `atomic_folder` left: move the old folder back, or remove it and temporary ones."""
     remove_abandoned(folder.parent, folder.name)
+    if fcntl:
+        _remove_unless_locked(_swap_lock(folder))
     aside = _aside(folder)
     if not aside.exists():
         return
     if folder.exists():
         shutil.rmtree(aside, ignore_errors=True)
-    elif not any(folder.parent.glob(f"{_prefix(folder.name)}*")):  # else a process is about to rename
+    elif fcntl is None or not any(folder.parent.glob(f"{_prefix(folder.name)}*")):  # none is about to rename
         aside.rename(folder)
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a folder that `atomic_folder` wrote still has all its files, each of its size."""
-    if not (folder / MARKER).is_file():
-        return False
+def changed(folder: Path) -> list[str]:
+    """The names in a folder that `atomic_folder` wrote which are missing or have another size by now.
+
+    Raises:
+        FileNotFoundError: It has no `MARKER`.
+        ValueError: Its `MARKER` is damaged.
+    """
     sizes = read_json(folder / MARKER, "sizes")["sizes"]
-    return all((folder / name).exists() and _size(folder / name) == size for name, size in sizes.items())
+    return [n for n, size in sizes.items() if not (folder / n).exists() or _size(folder / n) != size]
 
 
 def _size(entry: Path) -> int | None:
@@ -155,6 +168,11 @@ def _size(entry: Path) -> int | None:
 def _aside(folder: Path) -> Path:
     """Where a folder is moved while another takes its place."""
     return folder.with_name(f".{folder.name}.old.dpr")
+
+
+def _swap_lock(folder: Path) -> Path:
+    """The lock of the one process that puts a folder in the place of another."""
+    return folder.with_name(f".{folder.name}.swap.dpr")
 
 
 def _prefix(name: str) -> str:
@@ -184,26 +202,41 @@ def _claimed(folder: Path, name: str, suffix: str | None) -> Iterator[Path]:
 
     It is locked meanwhile, so that `remove_abandoned` of another process leaves it alone.
     """
-    path = folder / f".{name[:60]}.dpr-{secrets.token_hex(4)}{suffix or ''}"
-    if suffix is None:
-        path.mkdir()
-    handle = -1
+    while True:
+        path = folder / f".{name[:60]}.dpr-{secrets.token_hex(4)}{suffix or ''}"
+        if suffix is None:
+            path.mkdir()
+            try:
+                handle = os.open(path, os.O_RDONLY) if fcntl else -1
+            except FileNotFoundError:
+                continue  # another process took it for abandoned before it was locked
+        else:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if fcntl is None:
+            if handle >= 0:
+                os.close(handle)
+            break
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if _is_at(handle, path):
+            break
+        os.close(handle)
     try:
-        if suffix is not None or fcntl:
-            how = os.O_RDONLY if suffix is None else os.O_RDWR | os.O_CREAT | os.O_EXCL
-            handle = os.open(path, how, 0o666)
-        if fcntl:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        elif handle >= 0:
-            os.close(handle)
         yield path
     finally:
         if suffix is None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-        if fcntl and handle >= 0:
+        if fcntl:
             os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether an open file or folder is the one at a path."""
+    try:
+        return path.stat().st_ino == os.fstat(handle).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def remove_abandoned(folder: Path, name: str = "") -> None:
@@ -216,26 +249,26 @@ def remove_abandoned(folder: Path, name: str = "") -> None:
     if fcntl is None:
         return
     for entry in folder.glob(f"{_prefix(name)}*" if name else ".*.dpr-*"):
-        if TEMPORARY.fullmatch(entry.name) and not entry.is_symlink() and not _in_use(entry):
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
-            elif entry.is_file():
-                entry.unlink(missing_ok=True)
+        if TEMPORARY.fullmatch(entry.name) and not entry.is_symlink():
+            _remove_unless_locked(entry)
 
 
-def _in_use(entry: Path) -> bool:
-    """Whether a process holds the lock of a temporary file or folder, or it is gone."""
+def _remove_unless_locked(entry: Path) -> None:
+    """Remove a file or folder, holding its lock meanwhile, unless another process holds that lock."""
     try:
         handle = os.open(entry, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
-        return True
+        return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.is_file():
+            entry.unlink(missing_ok=True)
     except BlockingIOError:
-        return True
+        return
     finally:
         os.close(handle)
-    return False
 
 
 @contextmanager
@@ -244,6 +277,8 @@ def errors_of(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:
+            raise
         if error.filename is None or TEMPORARY.fullmatch(Path(os.fsdecode(error.filename)).name):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
@@ -274,7 +309,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
                     raise ValueError(f"{path.parent}: {message}") from None
                 print(f"{path.parent}: waiting for another process", file=sys.stderr)
                 fcntl.flock(stream, fcntl.LOCK_EX)
-            if path.exists() and path.stat().st_ino == os.fstat(stream.fileno()).st_ino:
+            if _is_at(stream.fileno(), path):
                 try:
                     yield
                 finally:
@@ -358,8 +393,18 @@ def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, record
 
 
+def write_json(path: Path | str, content: Mapping[str, Any]) -> None:
+    """Write a JSON object with its own checksum, `CHECKSUM`, which `read_json` compares and leaves out."""
+    sealed = {**content, CHECKSUM: _crc32_of(content)}
+    write_text(path, json.dumps(sealed, indent=1, ensure_ascii=False) + "\n")
+
+
+def _crc32_of(content: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(json.loads(json.dumps(content)), sort_keys=True).encode())
+
+
 def read_json(path: Path | str, *fields: str) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
+    """Read a file that holds one JSON object; if it has its own checksum, that is compared.
 
     Args:
         path: The file.
@@ -381,6 +426,8 @@ def read_json(path: Path | str, *fields: str) -> dict[str, Any]:
     missing = [field for field in fields if field not in found]
     if missing:
         raise ValueError(f"{path}: damaged, it lacks the field {missing[0]}")
+    if CHECKSUM in found and found.pop(CHECKSUM) != _crc32_of(found):
+        raise ValueError(f"{path}: damaged, its content is not what was written")
     return found
 
 

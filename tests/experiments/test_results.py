@@ -24,7 +24,7 @@ from dpr.experiments.results import (
     save_mean_of_seeds,
     save_result,
 )
-from dpr.files import crc32
+from dpr.files import crc32, read_json, write_json
 from dpr.search.bm25 import BM25
 
 
@@ -285,9 +285,9 @@ def edit_table(folder, edit):
     path, about = folder / "deep-system.csv", folder / "deep-system.json"
     rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
     path.write_text("".join(",".join(row) + "\n" for row in edit(rows)), encoding="utf-8")
-    metadata = json.loads(about.read_text(encoding="utf-8"))
+    metadata = read_json(about)
     metadata["crc32"][path.name] = crc32(path)
-    about.write_text(json.dumps(metadata), encoding="utf-8")
+    write_json(about, metadata)
     return path
 
 

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from dpr.files import read_json, write_json
 from dpr.search.engines import num_lists
 from dpr.search.index import KINDS, Index, build_index
 
@@ -182,7 +183,7 @@ def test_a_folder_with_something_else_is_not_replaced_and_not_read(vectors, tmp_
 def test_an_index_of_another_format_is_refused(vectors, tmp_path):
     build("exact", vectors[0]).save(tmp_path / "index")
     about = tmp_path / "index" / "index.json"
-    about.write_text(about.read_text().replace('"format": 3', '"format": 1'))
+    write_json(about, read_json(about) | {"format": 1})
     with pytest.raises(ValueError, match="format 1, expected 3"):
         Index.load(tmp_path / "index")
 

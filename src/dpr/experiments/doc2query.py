@@ -18,7 +18,7 @@ from dpr.data.trec import Run
 from dpr.evaluation.metrics import evaluate
 from dpr.experiments.results import Result, save_result
 from dpr.experiments.workspace import Workspace
-from dpr.files import check_name, crc32, read_json, write_text
+from dpr.files import check_name, crc32, read_json, write_json
 from dpr.generation.decoding import Decoding
 from dpr.generation.generate import Generated, generate_queries, read_queries, write_queries
 from dpr.generation.generator import QueryGenerator
@@ -198,7 +198,7 @@ class KeptGenerator:
         write_queries(path, found.queries)
         rest = {"num_skipped": found.num_skipped, "passages_per_s": found.passages_per_s}
         rest["crc32"] = crc32(path)
-        write_text(about, json.dumps({"made_of": made_of, **rest}, indent=1) + "\n")
+        write_json(about, {"made_of": made_of, **rest})
         return found
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from typing import Any
 from dpr.data.collection import Collection
 from dpr.data.trec import Run, read_run, write_run
 from dpr.evaluation.metrics import METRICS, Evaluation, evaluate
-from dpr.files import check_name, crc32, read_json, read_lines, write_text
+from dpr.files import check_name, crc32, read_json, read_lines, write_json, write_text
 from dpr.provenance import git_commit, hardware
 
 KEPT_DEPTH = 100  # hits per query in the saved run file; the .csv has metrics of deeper ranks
@@ -146,7 +145,7 @@ def _write(folder: Path, run: Run, metadata: dict[str, Any], evaluation: Evaluat
     write_run(path, run)
     write_text(csv_path, table.getvalue())
     metadata = {**metadata, "crc32": {file.name: crc32(file) for file in (path, csv_path)}}
-    write_text(json_path, json.dumps(metadata, indent=1, ensure_ascii=False) + "\n")
+    write_json(json_path, metadata)
     return Result(run.tag, metadata["collection"], metadata, evaluation, path)
 
 
@@ -167,7 +166,7 @@ def load_result(folder: Path | str, system: str) -> Result:
     fields = ("collection", "metrics", "num_queries", "num_missing", "ablation", "fingerprints", "config")
     metadata = read_json(paths[".json"], *fields)
     for name, checksum in metadata.get("crc32", {}).items():
-        if crc32(folder / name) != checksum:
+        if not (folder / name).is_file() or crc32(folder / name) != checksum:
             raise ValueError(f"{folder / name}: not the file that {system}.json was written with; run again")
     per_query = _read_table(paths[".csv"], metadata["num_queries"])
     means = {metric: sum(values.values()) / len(values) for metric, values in per_query.items()}

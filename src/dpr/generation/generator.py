@@ -34,6 +34,7 @@ from dpr.models.checkpoint import (
     check_weights,
     find_checkpoint,
     max_tokens,
+    naming_damage,
     quieten,
     refuse_custom_code,
     weights_fingerprint,
@@ -121,28 +122,29 @@ class QueryGenerator:
         quieten()
         path = find_checkpoint(name_or_folder)
         refuse_custom_code(path)
-        saved = read_json(Path(path) / SETTINGS) if (Path(path) / SETTINGS).is_file() else {}
         known = list(GeneratorConfig.__dataclass_fields__)
+        saved = read_json(Path(path) / SETTINGS, *known) if (Path(path) / SETTINGS).is_file() else {}
         if set(settings) - set(known):
             raise ValueError(f"unknown settings {sorted(set(settings) - set(known))}; known: {known}")
-        merged = saved | settings
+        merged = {field: value for field, value in (saved | settings).items() if field in known}
         missing = [field for field in known[:2] if field not in merged]
         if missing:
             raise ValueError(f"{path} does not say its {', '.join(missing)}; pass {missing[0]}=…")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         how = {"trust_remote_code": False}
-        known_as = AutoConfig.from_pretrained(path, **how)
-        if type(known_as) not in AutoModelForSeq2SeqLM._model_mapping:
-            raise ValueError(f"{path}: {known_as.model_type} is no sequence-to-sequence model, as T5 is")
-        model, found = AutoModelForSeq2SeqLM.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, **how
-        )
+        with naming_damage(path):
+            known_as = AutoConfig.from_pretrained(path, **how)
+            if type(known_as) not in AutoModelForSeq2SeqLM._model_mapping:
+                raise ValueError(f"{path}: {known_as.model_type} is no sequence-to-sequence model, as T5 is")
+            model, found = AutoModelForSeq2SeqLM.from_pretrained(
+                path, dtype=torch.float32, output_loading_info=True, **how
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path, **how)
         parts = [name for name, _ in model.named_children()]
         check_weights(path, found["missing_keys"], found["unexpected_keys"], parts)
         model = model.to(device)
         precision = precision or ("float32" if device == "cpu" else "bfloat16")
         name = str(name_or_folder).rstrip("/").split("/")[-1]
-        tokenizer = AutoTokenizer.from_pretrained(path, **how)
         return cls(model, tokenizer, name, GeneratorConfig(**merged), precision)
 
     @classmethod

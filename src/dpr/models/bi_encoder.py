@@ -18,6 +18,7 @@ from dpr.models.checkpoint import (
     fit_container,
     load_container,
     max_tokens,
+    naming_damage,
     save_container,
     weights_fingerprint,
 )
@@ -86,7 +87,8 @@ class BiEncoder:
         Source: https://sbert.net/docs/sentence_transformer/usage/custom_models.html (the layout).
         """
         path = find_checkpoint(name_or_folder)
-        container, saved = load_container(path, device)
+        with naming_damage(path):
+            container, saved = load_container(path, device)
         unknown = set(settings) - set(EncoderConfig.__dataclass_fields__)
         if unknown:
             raise ValueError(

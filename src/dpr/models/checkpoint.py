@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 
 from dpr.arguments import check_fields_of, checked
-from dpr.files import atomic_folder, read_json, settle, write_text
+from dpr.files import MARKER, atomic_folder, changed, read_json, settle, write_text
 from dpr.models.batching import MIN_LENGTH
 from dpr.models.pooling import POOLINGS, parse_pooling
 
@@ -110,8 +110,8 @@ def quieten() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
-    logging.getLogger("transformers.utils.loading_report").setLevel(logging.ERROR)
+    for module in ("modeling_utils", "utils.loading_report", "distributed.tensor_parallel"):
+        logging.getLogger(f"transformers.{module}").setLevel(logging.ERROR)
 
 
 def check_weights(path: str, missing: Iterable[str], unexpected: Iterable[str], parts: Iterable[str]) -> None:
@@ -217,6 +217,22 @@ def save_random(folder: Path | str, like: str | Path, seed: int, **shape) -> Non
         AutoTokenizer.from_pretrained(path, trust_remote_code=False).save_pretrained(fresh)
 
 
+@contextmanager
+def naming_damage(path: str) -> Iterator[None]:
+    """If reading a checkpoint of ours fails because a file in it was cut or lost, name that file.
+
+    Raises:
+        ValueError: Such a file is the reason.
+    """
+    try:
+        yield
+    except Exception as error:
+        damaged = changed(Path(path)) if (Path(path) / MARKER).is_file() else []
+        if damaged:
+            raise ValueError(f"{path}/{damaged[0]}: damaged or missing ({error}); save it again") from error
+        raise
+
+
 def load_container(path: str, device: str | None):
     """Load a SentenceTransformer, in float32, and the settings its checkpoint states.
 
@@ -243,8 +259,9 @@ def load_container(path: str, device: str | None):
     if (Path(path) / "query").is_dir() and (Path(path) / "passage").is_dir():
         raise ValueError(f"{path} holds two encoders; TwoEncoders.from_pretrained reads them")
     if (Path(path) / OWN_FORM).is_file():
-        settings = read_json(Path(path) / OWN_FORM)
-        return load_container(str(Path(path) / TRANSFORMER), device)[0], settings
+        fields = list(EncoderConfig.__dataclass_fields__)
+        settings = read_json(Path(path) / OWN_FORM, *fields)
+        return load_container(str(Path(path) / TRANSFORMER), device)[0], {f: settings[f] for f in fields}
     complete = is_sentence_transformer_model(path)
     subfolder = ""
     if complete:

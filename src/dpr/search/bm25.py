@@ -15,7 +15,7 @@ from dpr.arguments import checked
 from dpr.data.collection import Collection
 from dpr.data.trec import Run, checked_queries, ordered_hits, without_own_documents
 from dpr.evaluation.metrics import evaluate, split_metric
-from dpr.files import MARKER, atomic_folder, is_whole, locked, read_json, settle, write_text
+from dpr.files import MARKER, atomic_folder, changed, locked, read_json, settle, write_text
 from dpr.search.java import start_jvm
 
 K1, B = 0.9, 0.4  # Anserini's defaults, which the published figures use
@@ -103,7 +103,7 @@ class BM25:
         made_by = {"fingerprint": collection.fingerprint, "pyserini": version("pyserini")}
         with locked(folder.parent / f".{folder.name}.lock", wait=True):
             settle(folder)
-            whole = is_whole(folder) or not (folder / MARKER).exists()
+            whole = not (folder / MARKER).exists() or not changed(folder)
             reused = whole and _read_manifest(folder) == made_by
             if not reused:
                 with atomic_folder(folder, "a BM25 index") as fresh:

@@ -1,8 +1,6 @@
 """Searching vectors: every index states its similarity, and a larger score is always better."""
 
-import json
 import warnings
-import zlib
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import numpy as np
 
 from dpr.arguments import checked
 from dpr.data.trec import Run, check_id, ordered_hits, text_id, without_own_documents
-from dpr.files import atomic_folder, crc32, read_json, read_lines, settle, write_text
+from dpr.files import CHECKSUM, atomic_folder, crc32, read_json, read_lines, settle, write_json, write_text
 from dpr.models.checkpoint import SIMILARITIES
 from dpr.search.engines import (
     BATCH,
@@ -185,7 +183,7 @@ class Index:
             write_text(fresh / "doc_ids.txt", "".join(f"{doc_id}\n" for doc_id in self.doc_ids))
             about |= {"chunks": self.chunks, "dimension": self.dimension, "settings": self.settings}
             about["crc32"] = {path.name: crc32(path) for path in sorted(fresh.iterdir())}
-            write_text(fresh / "index.json", json.dumps({**about, "own_crc32": _crc32_of(about)}, indent=1))
+            write_json(fresh / "index.json", about)
 
     @classmethod
     @checked
@@ -205,8 +203,7 @@ class Index:
         about = read_json(folder / "index.json", "format")
         if about["format"] != FORMAT:
             raise ValueError(f"{folder}: format {about['format']}, expected {FORMAT}; build it again")
-        if about.pop("own_crc32", None) != _crc32_of(about):
-            raise ValueError(f"{folder / 'index.json'}: damaged; build the index again")
+        about = read_json(folder / "index.json", CHECKSUM)
         for name, checksum in about["crc32"].items():
             if not (folder / name).is_file() or crc32(folder / name) != checksum:
                 raise ValueError(f"{folder / name}: missing or damaged; build the index again")
@@ -316,11 +313,6 @@ def checked_lengths(vectors: np.ndarray, name: str, similarity: str, dimension: 
     if similarity == "cosine" and not lengths.all():
         raise ValueError(f"{name}: row {int(np.argmin(lengths))} is a zero vector: it has no cosine")
     return lengths
-
-
-def _crc32_of(about: dict) -> int:
-    """The checksum of what an index says about itself."""
-    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
 
 
 def _blocks(vectors: np.ndarray, scale: np.ndarray | None) -> Iterator[np.ndarray]:

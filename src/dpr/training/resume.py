@@ -23,6 +23,7 @@ from dpr.files import (
     read_jsonl,
     remove_abandoned,
     settle,
+    write_json,
     write_text,
 )
 from dpr.provenance import git_commit, hardware
@@ -151,7 +152,8 @@ def train_or_resume(
     Raises:
         ValueError: `folder` holds another training, or something else; or another process trains in it.
     """
-    others = [e.name for e in folder.iterdir() if e.name != LOCK] if folder.is_dir() else []
+    entries = folder.iterdir() if folder.is_dir() else ()
+    others = [entry.name for entry in entries if entry.name != LOCK or entry.is_dir()]
     if others and not (folder / RECORD).is_file() and not all(map(TEMPORARY.fullmatch, others)):
         raise ValueError(f"{folder} is not empty and holds no training; give another folder")
     if not _is_finished(folder, record):
@@ -193,7 +195,7 @@ def keep_training(path: Path, training: Training, **more) -> None:
         **more: Further fields to write into the file.
     """
     lines = {**more, **training.finished, "history": training.history}
-    write_text(path, json.dumps(lines, indent=1, ensure_ascii=False) + "\n")
+    write_json(path, lines)
 
 
 def read_kept_training(path: Path, record: Mapping[str, Any]) -> Training | None:
