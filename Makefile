@@ -10,6 +10,7 @@ export MALLOC_ARENA_MAX ?= 1
 export PYTHONWARNINGS := ignore::DeprecationWarning
 
 PINS = $(shell grep -o "^[^\#]*==" requirements.txt)
+USABLE = $(BIN)/python -c 'import sys, pip; sys.exit(sys.prefix == sys.base_prefix)' 2>/dev/null
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
 
 .DEFAULT_GOAL := help
@@ -20,8 +21,8 @@ help:            ## list these commands
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
-	@$(BIN)/python -c 'import sys, pip; sys.exit(sys.prefix == sys.base_prefix)' 2>/dev/null || $(PYTHON) -m venv .venv || \
-	  { echo "$(PYTHON) cannot make .venv: apt install python3-venv, or make PYTHON=..." >&2; exit 1; }
+	@$(USABLE) || { $(PYTHON) -m venv .venv && $(USABLE); } || \
+	  { echo "no usable .venv: remove it, apt install python3-venv, or make PYTHON=..." >&2; exit 1; }
 	@echo "Installing $(words $(PINS)) pinned packages (2 to 4 minutes, 2.9 GB on disk):"
 	@$(PIP) -r requirements.txt | awk -v all=$(words $(PINS)) '/^(Collecting|Processing|Requirement already)/ { if (++n % 20 == 0) \
 	  { print "  " (n < all ? n : all) " of " all " fetched"; fflush() } } \
