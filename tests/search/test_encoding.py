@@ -199,7 +199,7 @@ def test_what_is_encoded_can_be_searched(encoder, tmp_path, overflow):
     encoded = encode_collection(tmp_path, encoder, collection, overflow=overflow, dtype="float16")
     index = build_index("exact", encoded.vectors, encoded.doc_ids, "cosine", chunks=encoded.chunks)
     queries = encoder.with_settings(query_max_length=16).encode_queries(texts_of(collection)[:4])
-    run = index.search_run(collection.doc_ids[:4], queries, 5, "tiny")
+    run = index.search_run(collection.doc_ids[:4], queries, 5, "tiny", frozenset())
     assert all(len(hits) == 5 and hits[doc_id] > 0.999 for doc_id, hits in run.items())
 
 
