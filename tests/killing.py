@@ -93,3 +93,13 @@ def in_children(code: str, *arguments: str) -> Iterator[Callable[..., Any]]:
     server.stdin.close()
     server.wait(timeout=30)
     server.stdout.close()
+
+
+def everything(folder: Path) -> dict[str, tuple]:
+    """Each path under a folder, with its mode and, for a file, when it was written and its bytes."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        state = path.lstat()
+        content = path.read_bytes() if path.is_file() else b""
+        found[str(path.relative_to(folder))] = (state.st_mode, state.st_mtime_ns * path.is_file(), content)
+    return found

@@ -19,12 +19,11 @@ from re import escape
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from killing import in_children
+from killing import everything, in_children
 
 from dpr import files
 from dpr.files import (
     MARKER,
-    ShardFolder,
     atomic_folder,
     atomic_path,
     changed,
@@ -99,16 +98,6 @@ def in_a_child():
 def folder_content(folder):
     """File names with their bytes, but for the marker."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MARKER}
-
-
-def everything(folder):
-    """Each path under a folder, with its mode and, for a file, when it was written and its bytes."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        state = path.lstat()
-        content = path.read_bytes() if path.is_file() else b""
-        found[str(path.relative_to(folder))] = (state.st_mode, state.st_mtime_ns * path.is_file(), content)
-    return found
 
 
 @contextmanager
@@ -1010,77 +999,6 @@ def test_a_json_object_comes_back_whole(tmp_path):
     assert read_json(str(tmp_path / "about.json"), "b", "a") == {"a": None, "b": [1, "é"]}
     with pytest.raises(FileNotFoundError, match=escape(f"{tmp_path / 'gone.json'}: no such file")):
         read_json(tmp_path / "gone.json")
-
-
-# --- ShardFolder -------------------------------------------------------------------------------
-
-
-def fill(folder, num_items=5, manifest=None, made=None):
-    """Fill a folder of shards of two numbers each; `made` notes the shards that were missing."""
-    shards = ShardFolder(folder, manifest or {"of": "numbers"}, num_items, 2, ".txt")
-    with shards.open_for_writing():
-        missing = {path: rows for path, rows in shards.items.items() if not shards.is_made(path)}
-        if made is not None:
-            made.extend(missing)
-
-        def make(progress):
-            yield from (" ".join(map(str, rows)) for rows in missing.values())
-
-        shards.fill(missing, make, lambda path, rows, text: write_text(path, text), "numbers", "number")
-    return shards
-
-
-def test_shards_are_made_once_and_only_those_that_are_missing(tmp_path):
-    made = []
-    shards = fill(tmp_path / "shards", made=made)
-    assert [path.read_text() for path in shards.items] == ["0 1", "2 3", "4"]
-    assert made == list(shards.items)
-    assert shards.seconds() > 0
-    for lost in ("shard-000001.txt", "shard-000001.json"):
-        (tmp_path / "shards" / lost).unlink()
-        made.clear()
-        fill(tmp_path / "shards", made=made)
-        assert [path.name for path in made] == ["shard-000001.txt"]
-    assert not (tmp_path / "shards" / "lock").exists()
-
-
-@pytest.mark.parametrize("at", [0, 1, -1])
-def test_a_shard_that_has_changed_is_named_and_made_again_once_it_is_deleted(tmp_path, at):
-    path = list(fill(tmp_path).items)[1]
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match=escape(f"{path}: damaged; delete it and run again")):
-        fill(tmp_path)
-    path.unlink()
-    fill(tmp_path)
-    assert path.read_text() == "2 3"
-
-
-def test_the_seconds_are_unknown_once_a_shard_has_lost_them(tmp_path):
-    shards = fill(tmp_path)
-    (tmp_path / "shard-000001.json").unlink()
-    assert shards.seconds() != shards.seconds()
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '"of"'])
-def test_a_damaged_manifest_is_named(tmp_path, text):
-    fill(tmp_path)
-    (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(ValueError, match=escape(f"{tmp_path / 'manifest.json'}: damaged")):
-        fill(tmp_path)
-
-
-def test_shards_go_into_a_folder_that_holds_only_what_a_kill_left(tmp_path):
-    (tmp_path / "lock").write_text("")
-    (tmp_path / ".shard-000009.txt.dpr-0123abcd.txt").write_text("half")
-    fill(tmp_path)
-    assert not list(tmp_path.glob(".*"))
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / ".env").write_text("theirs")
-    with pytest.raises(ValueError, match=escape(f"{tmp_path / 'other'} has no manifest.json")):
-        fill(tmp_path / "other")
-    assert folder_content(tmp_path / "other") == {".env": b"theirs"}
 
 
 # --- where there are no locks ------------------------------------------------------------------

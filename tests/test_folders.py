@@ -6,7 +6,7 @@ from re import escape
 
 import numpy as np
 import pytest
-from killing import in_children
+from killing import everything, in_children
 
 from dpr.data.collection import Collection, Passage
 from dpr.files import MARKER
@@ -101,16 +101,6 @@ def saved(savers, tmp_path_factory):
     for name, save in savers.items():
         save(folder / name)
     return folder
-
-
-def everything(folder):
-    """Each path under a folder, with its mode and, for a file, when it was written and its bytes."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        state = path.lstat()
-        content = path.read_bytes() if path.is_file() else b""
-        found[str(path.relative_to(folder))] = (state.st_mode, state.st_mtime_ns * path.is_file(), content)
-    return found
 
 
 def names(folder):

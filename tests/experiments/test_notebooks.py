@@ -217,6 +217,22 @@ def test_after_an_interruption_a_changed_notebook_begins_anew(repository):
     assert "again" in (repository / "notebooks" / "ran").read_text()
 
 
+def test_figures_are_those_of_the_last_execution_and_no_earlier_one(tmp_path):
+    def draw(count):
+        image = {"image/png": "aW1hZ2U="}
+        outputs = [nbformat.v4.new_output("display_data", image) for _ in range(count)]
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=outputs)])
+        nbformat.write(notebook, tmp_path / "05_made.ipynb")
+        return extract_figures(tmp_path / "05_made.ipynb", tmp_path / "figures")
+
+    (tmp_path / "figures").mkdir()
+    for name in ("05_made-notes.png", "05_made_too-3.png"):
+        (tmp_path / "figures" / name).write_bytes(b"theirs")
+    for count in (3, 1):
+        assert [path.name for path in draw(count)] == [f"05_made-{n}.png" for n in range(1, count + 1)]
+        assert len(list((tmp_path / "figures").iterdir())) == count + 2
+
+
 def test_two_at_once_do_not_execute_into_the_same_folder(repository):
     message = "build/smoke: another process is writing into this folder"
     with locked(repository / "build" / "smoke" / ".lock"), pytest.raises(SystemExit, match=message):

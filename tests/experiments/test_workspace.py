@@ -98,6 +98,13 @@ def test_a_folder_is_a_profile_of_its_own(tmp_path, tiny_beir_folder, tiny_colle
     assert [len(space.collection(split).queries) for split in ("train", "dev", "test")] == [4, 1, 2]
 
 
+def test_a_folder_without_judgements_to_learn_from_is_named_with_what_it_lacks(tmp_path, tiny_beir_folder):
+    (tiny_beir_folder / "qrels" / "train.tsv").unlink()
+    space = Workspace(Profile("tiny", str(tiny_beir_folder)), tmp_path)
+    with pytest.raises(ValueError, match=rf"{tiny_beir_folder} has no train and no dev judgements"):
+        space.training_data()
+
+
 def test_a_cut_profile_gives_a_sample_that_says_so(tmp_path, tiny_beir_folder):
     profile = replace(get_profile(str(tiny_beir_folder)), num_passages=3)
     cut = Workspace(profile, tmp_path).collection()

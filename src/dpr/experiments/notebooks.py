@@ -3,6 +3,7 @@
 import argparse
 import ast
 import base64
+import itertools
 import json
 import logging
 import os
@@ -128,7 +129,10 @@ def execute_notebook(path: Path, target: Path, parameters: dict[str, Any]) -> fl
 
 
 def extract_figures(notebook: Path, folder: Path) -> list[Path]:
-    """Write the images of an executed notebook to `folder/<notebook>-<n>.png` and return the paths."""
+    """Write the images of an executed notebook to `folder/<notebook>-<n>.png` and return the paths.
+
+    Images there that an earlier execution drew, with higher numbers, are removed.
+    """
     outputs = [o for cell in nbformat.read(notebook, as_version=4).cells for o in cell.get("outputs", [])]
     images = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
     paths = []
@@ -136,7 +140,11 @@ def extract_figures(notebook: Path, folder: Path) -> list[Path]:
         paths.append(folder / f"{notebook.stem}-{number}.png")
         with atomic_path(paths[-1]) as temporary:
             temporary.write_bytes(base64.b64decode(image))
-    return paths
+    for number in itertools.count(len(images) + 1):
+        earlier = folder / f"{notebook.stem}-{number}.png"
+        if not earlier.is_file():
+            return paths
+        earlier.unlink()
 
 
 def run_all(command: str, profile: str, only: Sequence[str] = ()) -> None:

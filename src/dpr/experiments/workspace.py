@@ -90,9 +90,18 @@ class Workspace:
             The training data without dev and test queries, and the uncut dev split. For a set of triples
             the second is instead 200 queries (a fifth, if that is less) held out of the set, with all its
             passages.
+
+        Raises:
+            ValueError: The collection has no train or dev judgements of its own.
         """
         training_set, splits = training_set or self.profile.training_set, self.splits
         own = training_set == "train"
+        lacking = [split for split in ("train", "dev") if own and split not in splits]
+        if lacking:
+            raise ValueError(
+                f"{self.profile.collection} has no {' and no '.join(lacking)} judgements to learn from: it needs "
+                "qrels/train.tsv of five queries or more"
+            )
         data = TrainingData.from_collection(splits["train"]) if own else load_training_data(training_set)
         data = data.without_queries(*(splits[split] for split in splits if split != "train"))
         if own:

@@ -13,9 +13,10 @@ from pathlib import Path
 from dpr.arguments import checked
 from dpr.data.collection import Collection
 from dpr.data.text import segments
-from dpr.files import ShardFolder, read_jsonl, write_text
+from dpr.files import read_jsonl, write_text
 from dpr.generation.decoding import Decoding
 from dpr.generation.generator import QueryGenerator
+from dpr.shards import ShardFolder
 
 SHARD = 256  # passages
 FORMAT = 1

@@ -19,10 +19,11 @@ import numpy as np
 
 from dpr.arguments import checked
 from dpr.data.collection import Collection
-from dpr.files import MANIFEST, ShardFolder, atomic_path, crc32, read_json, write_text, writing
+from dpr.files import atomic_path, crc32, read_json, write_text
 from dpr.models.batching import OVERFLOWS
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
+from dpr.shards import MANIFEST, ShardFolder, writing
 
 CPU_SHARD, GPU_SHARD = 1_024, 16_384  # passages per shard
 DTYPES = ("float32", "float16")
