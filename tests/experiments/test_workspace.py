@@ -100,7 +100,7 @@ def test_a_folder_is_a_profile_of_its_own(tmp_path, tiny_beir_folder, tiny_colle
 
 def test_a_folder_without_judgements_to_learn_from_is_named_with_what_it_lacks(tmp_path, tiny_beir_folder):
     (tiny_beir_folder / "qrels" / "train.tsv").unlink()
-    space = Workspace(Profile("tiny", str(tiny_beir_folder)), tmp_path)
+    space = Workspace.open(str(tiny_beir_folder), str(tmp_path))
     with pytest.raises(ValueError, match=rf"{tiny_beir_folder} has no train and no dev judgements"):
         space.training_data()
 

@@ -99,8 +99,8 @@ class Workspace:
         lacking = [split for split in ("train", "dev") if own and split not in splits]
         if lacking:
             raise ValueError(
-                f"{self.profile.collection} has no {' and no '.join(lacking)} judgements to learn from: it needs "
-                "qrels/train.tsv of five queries or more"
+                f"{self.profile.collection} has no {' and no '.join(lacking)} judgements to learn from: "
+                "it needs qrels/train.tsv of five queries or more"
             )
         data = TrainingData.from_collection(splits["train"]) if own else load_training_data(training_set)
         data = data.without_queries(*(splits[split] for split in splits if split != "train"))
