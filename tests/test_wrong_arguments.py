@@ -73,6 +73,38 @@ def calls(tmp_path_factory, plain_folder):
             Collection,
             {"name": "c", "passages": passages, "all_queries": queries, "all_qrels": {"test": qrels}},
         ),
+        "Collection.from_texts": (
+            Collection.from_texts,
+            {
+                "texts": ["bees", "wax"],
+                "titles": ["", None],
+                "ids": ["d1", "d2"],
+                "queries": {"q1": "bees"},
+                "qrels": {"q1": {"d1": 1}},
+                "name": "mine",
+            },
+        ),
+        "Collection.from_records": (
+            Collection.from_records,
+            {
+                "records": [{"id": "d1", "body": "bees", "head": "wax"}],
+                "doc_id": "id",
+                "text": "body",
+                "title": "head",
+                "queries": {"q1": "bees"},
+                "qrels": [{"query-id": "q1", "corpus-id": "d1", "score": 1}],
+                "name": "mine",
+            },
+        ),
+        "Collection.from_tsv": (
+            Collection.from_tsv,
+            {
+                "path": folder / "topics.tsv",
+                "queries": folder / "topics.tsv",
+                "qrels": {"q1": {"q1": 1}},
+                "name": "mine",
+            },
+        ),
         "Collection.with_split": (collection.with_split, {"split": "test"}),
         "Collection.sample": (collection.sample, {"num_passages": 3, "num_queries": 2, "keep": ["d1"]}),
         "Collection.holds": (collection.holds, {"query_id": "q1", "text": "bees"}),

@@ -1,6 +1,7 @@
 """BEIR folders: a good one is read whole, a bad one is refused by file and line."""
 
 import json
+import shutil
 from re import escape
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from dpr.data.beir import read_beir, read_corpus
 from dpr.data.collection import Passage
+from dpr.data.loading import load_collection
 from dpr.data.trec import read_qrels
 from dpr.files import write_text
 
@@ -70,6 +72,38 @@ def test_missing_judgements_are_named_with_the_layout(tiny_beir_folder):
     with pytest.raises(
         FileNotFoundError, match=escape(f"{tiny_beir_folder}: no qrels/*.tsv; a BEIR folder holds")
     ):
+        read_beir(tiny_beir_folder)
+
+
+def test_a_folder_without_a_folder_of_judgements_is_read_for_search_with_one_warning(
+    tiny_beir_folder, tiny_collection
+):
+    shutil.rmtree(tiny_beir_folder / "qrels")
+    message = f"{tiny_beir_folder}: no folder qrels: without judgements it can be searched but not evaluated"
+    for read in (read_beir, load_collection):
+        with pytest.warns(UserWarning, match=f"^{escape(message)}$") as warned:
+            found = read(tiny_beir_folder)
+        assert len(warned) == 1
+        assert found.fingerprint == tiny_collection.fingerprint
+        assert found.queries == tiny_collection.all_queries
+        assert (found.split, found.all_qrels) == ("test", {"test": {}})
+
+
+def test_a_folder_without_judgements_has_no_split_but_test(tiny_beir_folder):
+    shutil.rmtree(tiny_beir_folder / "qrels")
+    with (
+        pytest.warns(UserWarning, match="no folder qrels"),
+        pytest.raises(ValueError, match=r"tiny has no split 'train', only \['test'\]"),
+    ):
+        read_beir(tiny_beir_folder, "train")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("missing", ["corpus.jsonl", "queries.jsonl"])
+def test_a_folder_without_judgements_that_lacks_more_is_refused_as_ever(tiny_beir_folder, missing):
+    shutil.rmtree(tiny_beir_folder / "qrels")
+    (tiny_beir_folder / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=escape(f"{tiny_beir_folder}: no {missing}; a BEIR folder")):
         read_beir(tiny_beir_folder)
 
 

@@ -1,21 +1,31 @@
 """Collections: one way to join texts, a fingerprint of the content, samples and dev parts by hash."""
 
+import gzip
 import hashlib
+import json
 import math
 from dataclasses import FrozenInstanceError, replace
 from re import escape
 
 import numpy as np
+import pandas as pd
 import pytest
+from datasets import Dataset
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from made_data import DEBATES, debates
 
+from dpr.data.audit import audit_collection
 from dpr.data.beir import read_beir
 from dpr.data.collection import Collection, Passage, hold_out_dev
 from dpr.data.text import join_title_text, stable_hash
 from dpr.data.trec import read_qrels
+from dpr.evaluation.metrics import evaluate
 from dpr.generation.expansion import expand
+from dpr.models.bi_encoder import BiEncoder
+from dpr.search.bm25 import BM25
+from dpr.search.encoding import encode_collection
+from dpr.search.index import build_index
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 doc_ids = st.text("ab\u00e9", min_size=1)
@@ -261,6 +271,387 @@ def test_a_collection_of_a_thousand_documents_is_shown_in_a_line():
         assert len(repr(shown)) < 300
 
 
+# --- from a reader's own texts -----------------------------------------------------------------
+
+TEXTS = ["The sea is salt.", "", "塩は海から来る"]
+NUMBERED = [Passage("0", "", TEXTS[0]), Passage("1", "", ""), Passage("2", "", TEXTS[2])]
+
+
+@pytest.mark.parametrize(
+    "give",
+    [list, tuple, np.array, iter, lambda t: pd.Series(t, index=[7, 7, 9]), lambda t: dict(enumerate(t))],
+    ids=["list", "tuple", "array", "iterator", "series", "mapping"],
+)
+def test_texts_of_any_kind_become_passages_numbered_in_their_order(give):
+    made = Collection.from_texts(give(TEXTS))
+    assert made.passages == NUMBERED
+    assert made.fingerprint == collection_of(NUMBERED).fingerprint
+    assert (made.name, made.split, made.queries, made.qrels) == ("texts", "test", {}, {})
+
+
+def test_texts_take_titles_and_ids_of_their_own_and_a_mapping_brings_its_ids():
+    expected = [Passage("s7", "Sea", TEXTS[0]), Passage("8", "", ""), Passage("s9", "", TEXTS[2])]
+    titles = ["Sea", None, math.nan]
+    assert Collection.from_texts(TEXTS, titles=titles, ids=["s7", 8, "s9"]).passages == expected
+    keyed = dict(zip(["s7", 8, "s9"], TEXTS, strict=True))
+    assert Collection.from_texts(keyed, titles=pd.Series(titles), name="sea").passages == expected
+
+
+def rows(**changed):
+    """Columns of a table of three documents, two of them without a title."""
+    titles = ["Sea", None, math.nan]
+    return {"doc_id": ["a", "b", "c"], "title": titles, "text": TEXTS} | changed
+
+
+def as_mappings(columns):
+    """The rows of a table as mappings, where a value that is None is not there at all."""
+    found = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return [{name: value for name, value in row.items() if value is not None} for row in found]
+
+
+def as_dataset(columns):
+    """The rows as a `datasets.Dataset`, which knows no NaN among texts."""
+    return Dataset.from_dict({n: [None if v != v else v for v in values] for n, values in columns.items()})
+
+
+tables = pytest.mark.parametrize(
+    "table",
+    [
+        pd.DataFrame,
+        as_dataset,
+        lambda c: as_dataset(c).to_iterable_dataset(),
+        as_mappings,
+        lambda c: iter(as_mappings(c)),
+    ],
+    ids=["DataFrame", "Dataset", "IterableDataset", "mappings", "iterator"],
+)
+
+
+@tables
+def test_a_table_of_any_kind_gives_the_same_passages_and_fingerprint(table):
+    made = Collection.from_records(table(rows()))
+    assert made.passages == [Passage("a", "Sea", TEXTS[0]), Passage("b", "", ""), Passage("c", "", TEXTS[2])]
+    assert made.fingerprint == collection_of(made.passages).fingerprint
+    assert (made.name, made.split) == ("records", "test")
+
+
+@tables
+def test_without_columns_for_title_and_id_a_tables_rows_are_numbered(table):
+    assert Collection.from_records(table({"text": TEXTS, "year": [1, 2, 3]})).passages == NUMBERED
+
+
+@tables
+def test_columns_are_found_under_the_names_given(table):
+    columns = {
+        "pid": [4, 5, 6],
+        "head": ["x", "y", "z"],
+        "body": TEXTS,
+        "text": ["no"] * 3,
+        "title": ["no"] * 3,
+    }
+    made = Collection.from_records(table(columns), doc_id="pid", text="body", title="head", name="mine")
+    assert [p.doc_id + p.title for p in made.passages] == ["4x", "5y", "6z"]
+    assert [p.text for p in made.passages] == TEXTS
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, np.float32("nan"), pd.NA, pd.NaT])
+def test_a_missing_title_is_empty_and_a_missing_text_is_refused_by_its_row(missing):
+    title, text = ([{"text": "a"}, {"text": "b", part: missing}] for part in ("title", "text"))
+    assert [p.title for p in Collection.from_records(title).passages] == ["", ""]
+    with pytest.raises(
+        ValueError, match=escape(f"records: row 1 (1): the text is {missing!r:.40}; it may be ''")
+    ):
+        Collection.from_records(text)
+    with pytest.raises(ValueError, match=escape("texts: row 2 (2): the text is ")):
+        Collection.from_texts(["a", "b", missing])
+
+
+@tables
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"text": "body"}, "no column 'body' for the text; they have ['doc_id', 'title', 'text']"),
+        ({"title": "head"}, "no column 'head' for the title; they have ['doc_id', 'title', 'text']"),
+        ({"doc_id": "id"}, "no column 'id' for the doc_id; they have ['doc_id', 'title', 'text']"),
+    ],
+)
+def test_a_column_that_is_not_there_is_named_with_those_there_are(table, names, message):
+    with pytest.raises(ValueError, match=escape(f"records have {message}")):
+        Collection.from_records(table(rows()), **names)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Collection.from_texts([]), "texts: there is no text"),
+        (lambda: Collection.from_texts({}), "texts: there is no text"),
+        (lambda: Collection.from_texts("one"), "from_texts: texts must be Mapping | Iterable, got 'one'"),
+        (lambda: Collection.from_texts(pd.DataFrame(rows())), "texts is a table, expected a list"),
+        (lambda: Collection.from_texts(TEXTS, titles=["a"]), "texts: 3 texts need as many titles, got 1"),
+        (lambda: Collection.from_texts(TEXTS, ids=range(4)), "texts: 3 texts need as many ids, got 4"),
+        (lambda: Collection.from_texts({1: "a"}, ids=[2]), "has its own ids: leave out ids"),
+        (lambda: Collection.from_texts(TEXTS, ids=[7, "7", 8]), "texts: 1 doc_id given more than once"),
+        (lambda: Collection.from_texts(TEXTS, ids=["a", "b c", "d"]), "texts: passage 1: doc_id 'b c' must"),
+        (lambda: Collection.from_texts(TEXTS, titles=["", 3.5, ""]), "texts: passage 1 (1): title 3.5 and"),
+        (lambda: Collection.from_records([]), "records have no column 'text' for the text; they have []"),
+        (lambda: Collection.from_records(pd.DataFrame({"text": []})), "records: there is no text"),
+        (
+            lambda: Collection.from_records([{"text": "a"}, "b"]),
+            "records: row 1 is 'b', expected column name",
+        ),
+        (
+            lambda: Collection.from_records({"text": TEXTS}),
+            "from_records: records must be Iterable, got dict",
+        ),
+        (lambda: Collection.from_records([{"text": "a", "doc_id": 1}, {"text": "b"}]), "got None"),
+    ],
+)
+def test_what_makes_no_collection_is_refused_in_words(make, message):
+    with pytest.raises(ValueError, match=escape(message)):
+        make()
+
+
+@pytest.mark.parametrize("name", ["collection.tsv", "collection.tsv.gz"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_tab_separated_file_gives_ids_and_texts_and_perhaps_titles(tmp_path, name, end):
+    def made(lines):
+        data = end.join(lines).encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+        return Collection.from_tsv(tmp_path / name)
+
+    assert made(["7\tThe sea", "", 'x\t塩 "', "8\t"]).passages == [
+        Passage("7", "", "The sea"),
+        Passage("x", "", '塩 "'),
+        Passage("8", "", ""),
+    ]
+    with_titles = made(["7\tSea\tis salt", "8\t\tno title"])
+    assert with_titles.passages == [Passage("7", "Sea", "is salt"), Passage("8", "", "no title")]
+    assert with_titles.name == "collection"
+    assert Collection.from_tsv(str(tmp_path / name), name="mine").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("1\ta\n2\ttitle\tb\n", ":2: 3 columns, expected 2 as before"),
+        ("1\tt\ta\n\n2\tb\n", ":3: 2 columns, expected 3 as before"),
+        ("only a text\n", ":1: 1 columns, expected doc_id⇥text or doc_id⇥title⇥text"),
+        ("1\turl\ttitle\tbody\n", ":1: 4 columns, expected doc_id⇥text or doc_id⇥title⇥text"),
+        ("doc_id\ttext\n1\ta\n", r":1: 'doc_id\ttext' looks like a header; remove the line"),
+        ("1\ta\n1\tb\n", ":2: doc_id 1 comes twice"),
+        ("1\ta\n\tb\n", ":2: doc_id '' must be a string without white space"),
+        ("1 2\ta\n", ":1: doc_id '1 2' must be a string without white space"),
+        ("\n", ": the file is empty"),
+    ],
+)
+def test_the_line_of_a_tab_separated_file_that_is_wrong_is_named(tmp_path, lines, message):
+    (tmp_path / "c.tsv").write_text(lines)
+    with pytest.raises(ValueError, match=escape(f"{tmp_path / 'c.tsv'}{message}")):
+        Collection.from_tsv(tmp_path / "c.tsv")
+
+
+def test_a_tab_separated_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=escape(f"{tmp_path / 'gone.tsv'}: no such file")):
+        Collection.from_tsv(tmp_path / "gone.tsv")
+
+
+ASKED = ["is the sea salt", "海"]
+JUDGED = {"0": {"0": 1, "2": 0}, "1": {"2": 2}}
+JUDGED_ROWS = [{"query-id": 0, "corpus-id": 0, "score": 1}, {"query-id": 0, "corpus-id": 2, "score": 0}]
+JUDGED_ROWS += [{"query-id": 1, "corpus-id": 2, "score": 2}]
+
+
+def write_queries(path):
+    """Write ASKED as a file in the format that its ending tells."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"_id": str(n), "text": t}) + "\n" for n, t in enumerate(ASKED)))
+    else:
+        path.write_text("".join(f"{n}\t{text}\n" for n, text in enumerate(ASKED)), encoding="utf-8")
+    return path
+
+
+def write_qrels(path):
+    """Write JUDGED in BEIR's columns for .tsv, else in TREC's."""
+    beir, lines = path.suffix == ".tsv", [list(map(str, row.values())) for row in JUDGED_ROWS]
+    found = ["query-id\tcorpus-id\tscore"] if beir else []
+    found += ["\t".join(line) if beir else f"{line[0]} 0 {line[1]} {line[2]}" for line in lines]
+    path.write_text("\n".join(found))
+    return path
+
+
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda _: ASKED,
+        lambda _: np.array(ASKED),
+        lambda _: pd.Series(ASKED, index=["x", "y"]),
+        lambda _: dict(enumerate(ASKED)),
+        lambda folder: write_queries(folder / "q.tsv"),
+        lambda folder: str(write_queries(folder / "q.jsonl")),
+    ],
+    ids=["list", "array", "series", "mapping", "tsv", "jsonl"],
+)
+def test_queries_are_texts_that_are_numbered_or_a_mapping_or_a_file(tmp_path, give):
+    (tmp_path / "c.tsv").write_text("0\tsea", encoding="utf-8")
+    for made in (
+        Collection.from_texts(TEXTS, queries=give(tmp_path)),
+        Collection.from_records([{"text": "sea"}], queries=give(tmp_path)),
+        Collection.from_tsv(tmp_path / "c.tsv", queries=give(tmp_path)),
+    ):
+        assert made.queries == made.all_queries == {"0": ASKED[0], "1": ASKED[1]}
+
+
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda _: JUDGED,
+        lambda _: {0: {0: 1, 2: 0}, 1: {2: np.int64(2)}},
+        lambda _: pd.DataFrame(JUDGED_ROWS),
+        lambda _: pd.DataFrame(JUDGED_ROWS).astype(str).astype({"score": float}),
+        lambda _: Dataset.from_list(JUDGED_ROWS),
+        lambda _: iter(JUDGED_ROWS),
+        lambda folder: write_qrels(folder / "test.tsv"),
+        lambda folder: str(write_qrels(folder / "qrels.txt")),
+    ],
+    ids=["mapping", "numbers", "DataFrame", "text and floats", "Dataset", "mappings", "BEIR", "TREC"],
+)
+def test_judgements_are_a_mapping_a_file_or_a_table_and_become_the_split_test(tmp_path, give):
+    records = [{"text": text} for text in TEXTS]
+    for made in (
+        Collection.from_texts(TEXTS, queries=[*ASKED, "not judged"], qrels=give(tmp_path)),
+        Collection.from_records(records, queries=[*ASKED, "not judged"], qrels=give(tmp_path)),
+    ):
+        assert made.all_qrels == {"test": JUDGED}
+        assert list(made.queries) == ["0", "1"]
+        by_hand = collection_of(NUMBERED, dict(enumerate(ASKED)), JUDGED)
+        assert made.queries_fingerprint == by_hand.queries_fingerprint
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"queries": pd.DataFrame({"text": ASKED})},
+            "queries is a table, expected a list of texts, query_id",
+        ),
+        ({"queries": [ASKED[0], None]}, "query 1 is None, expected a text of whole characters"),
+        ({"queries": 7}, "from_texts: queries must be "),
+        ({"queries": ASKED, "qrels": 7}, "from_texts: qrels must be "),
+        (
+            {"queries": ASKED, "qrels": {"5": {"0": 1}}},
+            "texts: 1 judged test queries have no text, first '5'",
+        ),
+        ({"qrels": JUDGED}, "texts: 2 judged test queries have no text, first '0'"),
+        (
+            {"queries": ASKED, "qrels": {"0": {"d1": 1, "d0": 1}}},
+            "texts: none of the 2 judged documents is among the texts: judged ids are like 'd0', those of "
+            "the texts like '0'",
+        ),
+        ({"queries": ASKED, "qrels": {"0": {"0": 0.5}}}, "query 0, document 0: grade 0.5 is no whole number"),
+        ({"queries": ASKED, "qrels": [1]}, "qrels: row 0 is 1, expected column name → value"),
+        (
+            {"queries": ASKED, "qrels": pd.DataFrame({"query": [0], "corpus-id": [0]})},
+            "qrels need the columns query-id, corpus-id, score; they have ['query', 'corpus-id']",
+        ),
+        (
+            {"queries": ASKED, "qrels": pd.DataFrame(JUDGED_ROWS + JUDGED_ROWS[:1])},
+            "qrels: row 3: document 0 is judged twice for query 0",
+        ),
+        (
+            {"queries": ASKED, "qrels": [{**JUDGED_ROWS[0], "query-id": math.nan}]},
+            "an id must be a string or a whole number, got nan",
+        ),
+    ],
+)
+def test_queries_and_judgements_that_are_none_are_refused_in_words(given, message):
+    with pytest.raises(ValueError, match=escape(message)):
+        Collection.from_texts(TEXTS, **given)
+
+
+@pytest.mark.parametrize("question", ["is the sea salt?", "so long a question " * 20, ""])
+def test_a_question_in_the_place_of_many_is_refused_with_what_to_give(question):
+    with pytest.raises(FileNotFoundError, match="no such file of queries; give texts as a list"):
+        Collection.from_texts(TEXTS, queries=question)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        Collection.from_texts(TEXTS, queries=ASKED, qrels="gone.tsv")
+
+
+# --- without any judgements --------------------------------------------------------------------
+
+SEA = {"s1": "Salt comes from the sea.", "s2": "Bees make honey.", "s3": "the honey of bees"}
+
+
+def unjudged(**changed):
+    """Three texts and three queries without judgements; the query `s2` is a document."""
+    return Collection.from_texts(
+        SEA, queries={"q1": "where is salt from", "s2": " bees MAKE honey.", "s3": "wax"}, **changed
+    )
+
+
+def test_where_nothing_is_judged_all_queries_are_searched():
+    made = unjudged()
+    assert made.queries == made.all_queries
+    assert list(made.queries) == ["q1", "s2", "s3"]
+    assert made.qrels == {}
+    assert made.own_documents == {"s2"}
+    lines = ["q1\twhere is salt from", "s2\t bees MAKE honey.", "s3\twax"]
+    expected = hashlib.sha256(b"".join(line.encode() + b"\xff" for line in lines)).hexdigest()[:16]
+    assert made.queries_fingerprint == expected
+
+
+def test_one_judgement_in_any_split_leaves_unjudged_queries_out_as_ever():
+    made = replace(unjudged(), all_qrels={"test": {}, "train": {"q1": {"s1": 1}}})
+    assert (made.queries, made.own_documents) == ({}, frozenset())
+    assert list(made.with_split("train").queries) == ["q1"]
+    assert made.sample(2, 2).queries == {}
+
+
+def test_without_judgements_other_splits_are_refused_and_the_same_one_stays():
+    made = unjudged()
+    assert made.with_split("test").queries == made.queries
+    with pytest.raises(ValueError, match=r"texts has no split 'dev', only \['test'\]"):
+        made.with_split("dev")
+
+
+def test_a_sample_without_judgements_takes_queries_and_passages_by_the_hash_of_their_ids():
+    def by_hash(ids, number):
+        return set(sorted(ids, key=lambda i: hashlib.sha256(i.encode()).hexdigest())[:number])
+
+    made = unjudged()
+    sample = made.sample(2, 2)
+    assert set(sample.queries) == by_hash(made.queries, 2)
+    assert set(sample.doc_ids) == by_hash(SEA, 2)
+    assert (sample.qrels, sample.scope) == ({}, "2 of 3 passages")
+    assert made.sample(1, 1, keep=["s3"]).doc_ids == ["s3"]
+
+
+def test_without_judgements_an_evaluation_is_refused_in_words():
+    with pytest.raises(ValueError, match="no judgements: nothing to evaluate against"):
+        evaluate(unjudged().qrels, {"q1": {"s1": 1.0}})
+
+
+def test_without_judgements_bm25_and_vectors_search_every_query_but_not_for_itself(tmp_path, plain_folder):
+    made = unjudged()
+    bm25 = BM25.build(made, tmp_path / "bm25").search(made.queries)
+    assert {query_id: list(hits) for query_id, hits in bm25.items()} == {"q1": ["s1"], "s2": ["s3"], "s3": []}
+    how = {"pooling": "mean", "query_max_length": 16, "passage_max_length": 16}
+    encoder = BiEncoder.from_pretrained(plain_folder, "cpu", **how)
+    encoded = encode_collection(tmp_path / "vectors", encoder, made)
+    index = build_index("exact", encoded.vectors, encoded.doc_ids, encoder.config.similarity)
+    query_emb = encoder.encode_queries(list(made.queries.values()))
+    run = index.search_run(list(made.queries), query_emb, 10, "dense", made.own_documents)
+    found = {query_id: sorted(hits) for query_id, hits in run.items()}
+    assert found == {"q1": ["s1", "s2", "s3"], "s2": ["s1", "s3"], "s3": ["s1", "s2", "s3"]}
+
+
+def test_without_judgements_an_audit_counts_the_queries_as_not_judged():
+    audit = audit_collection(unjudged())
+    assert (audit.num_passages, audit.num_queries, audit.num_judgements) == (3, 0, 0)
+    assert audit.queries_without_judgements == ["q1", "s2", "s3"]
+    assert (audit.queries_as_documents, audit.ids_as_documents) == (["s2"], ["s3"])
+    assert ("queries without judgements", "3") in audit.rows()
+
+
 # --- a query that is a document ----------------------------------------------------------------
 
 
@@ -270,13 +661,14 @@ def alike(one, other):
 
 
 def own_by_hand(collection):
-    """Ids of the judged queries that have id and text of a document and are not judged relevant to it."""
+    """Ids of a split's queries that have id and text of a document and are not judged relevant to it."""
     own = set()
     for query_id, text in collection.all_queries.items():
         for doc_id, title, body in collection.passages:
             same = doc_id == query_id and (alike(text, body) or alike(text, f"{title} {body}"))
             relevant = any(q.get(query_id, {}).get(doc_id, 0) > 0 for q in collection.all_qrels.values())
-            if same and not relevant and query_id in collection.qrels:
+            asked = query_id in collection.qrels or not any(map(len, collection.all_qrels.values()))
+            if same and not relevant and asked:
                 own.add(query_id)
     return own
 

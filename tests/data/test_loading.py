@@ -119,10 +119,42 @@ def test_a_path_is_read_as_a_folder_in_any_spelling(project, tiny_beir_folder, t
         assert load_collection(path).name == "tiny"
 
 
-def test_a_bare_name_is_no_path_even_where_such_a_folder_is(project, tiny_beir_folder, fetched, monkeypatch):
-    monkeypatch.chdir(tiny_beir_folder.parent)
-    load_collection("tiny")
-    assert fetched == [("tiny", tiny_beir_folder.parent / "data")]
+@pytest.mark.parametrize("where", ["notebooks", "."])
+@pytest.mark.parametrize("name", ["mine", "nfcorpus"])
+def test_a_bare_name_is_that_of_a_folder_here_or_in_the_repository_before_anything_is_fetched(
+    project, tiny_beir_folder, tiny_collection, fetched, monkeypatch, where, name
+):
+    tiny_beir_folder.rename(project / where / name)
+    monkeypatch.chdir(project / "notebooks")
+    loaded = load_collection(name, "train")
+    assert (loaded.name, loaded.split) == (name, "train")
+    assert loaded.fingerprint == tiny_collection.fingerprint
+    assert fetched == []
+
+
+@pytest.mark.parametrize("where", ["data", "../set"])
+def test_a_bare_name_is_looked_for_in_the_data_folders_first(
+    project, tiny_beir_folder, tiny_collection, fetched, monkeypatch, where
+):
+    (project / "../set").mkdir()
+    monkeypatch.setenv("DPR_DATA_DIR", str(project / "../set"))
+    (project / "tiny").mkdir()  # would fail: nothing in it
+    tiny_beir_folder.rename(project / where / "tiny")
+    assert load_collection("tiny").fingerprint == tiny_collection.fingerprint
+    assert fetched == []
+
+
+def test_a_file_here_is_no_folder_and_the_name_is_fetched(project, fetched):
+    (project / "nfcorpus").touch()
+    load_collection("nfcorpus")
+    assert fetched == [("nfcorpus", project / "data")]
+
+
+def test_a_folder_here_that_is_called_docstrings_is_not_taken_for_them(project, fetched, monkeypatch):
+    (project / "docstrings").mkdir()
+    read = SimpleNamespace(load_docstrings=lambda split, kept_in: "those of packages")
+    monkeypatch.setitem(sys.modules, "dpr.data.docstrings", read)
+    assert load_collection("docstrings") == "those of packages"
 
 
 @pytest.mark.parametrize("path", ["./gone", "gone/deeper", Path("gone"), "../gone"])

@@ -19,6 +19,7 @@ from dpr.evaluation.significance import (
     holm,
     randomisation_test,
     smallest_difference,
+    superscripts,
 )
 
 # Quarters add up without rounding, so equal sums are equal.
@@ -147,15 +148,17 @@ def test_a_true_difference_of_this_size_is_found_four_times_in_five(num_queries)
     rng = np.random.default_rng(num_queries)
     spread = rng.normal(size=num_queries)
     spread *= 0.3 / spread.std(ddof=1)
-    shift = smallest_difference(spread)
-    p_values = stats.ttest_1samp(rng.normal(shift, 0.3, size=(20_000, num_queries)), 0, axis=1).pvalue
-    assert np.mean(p_values <= 0.05) == pytest.approx(0.8, abs=0.02)
+    for level in (0.05, 0.01):
+        shift = smallest_difference(spread, level)
+        p_values = stats.ttest_1samp(rng.normal(shift, 0.3, size=(20_000, num_queries)), 0, axis=1).pvalue
+        assert np.mean(p_values <= level) == pytest.approx(0.8, abs=0.02)
+    assert smallest_difference(spread) == smallest_difference(spread, 0.01)
 
 
 @pytest.mark.parametrize(("num_queries", "tolerance"), [(300, 0.01), (50_000, 0.0001)])
 def test_with_many_queries_it_is_the_textbooks_normal_approximation(num_queries, tolerance):
     differences = np.tile([0.5, -0.1], num_queries // 2)
-    expected = (1.959964 + 0.841621) * differences.std(ddof=1) / math.sqrt(num_queries)
+    expected = (2.575829 + 0.841621) * differences.std(ddof=1) / math.sqrt(num_queries)
     assert smallest_difference(differences) == pytest.approx(expected, rel=tolerance)
 
 
@@ -216,7 +219,7 @@ def test_a_comparison_counts_wins_and_losses_and_corrects_for_their_number():
     assert mixed.p_value == 10 / 16
     assert not mixed.significant
     assert mixed.smallest_difference == pytest.approx(
-        smallest_difference(np.array([0.5] * 3 + [0] * 4 + [-0.5]))
+        smallest_difference(np.array([0.5] * 3 + [0] * 4 + [-0.5]), 0.02)
     )
 
 
@@ -292,3 +295,60 @@ def test_a_run_with_a_score_that_is_no_finite_number_is_not_compared(score):
     for runs in ({"good": good, "bad": {**good, "q2": {"b": score}}}, {"good": {**good, "q2": {"b": score}}}):
         with pytest.raises(ValueError, match=escape(message)):
             compare(qrels, runs, "good")
+
+
+def test_rounding_to_six_digits_makes_no_winner():
+    rng = random.Random(0)
+    values = {f"q{i}": rng.random() for i in range(200)}
+    kept = {q: float(f"{value:.6g}") for q, value in values.items()}
+    [same] = compare_per_query({"kept": kept, "now": values}, "kept")
+    assert (same.wins, same.losses) == (0, 0)
+    better = values | {"q0": values["q0"] + 2e-5, "q1": values["q1"] - 2e-5}
+    [changed] = compare_per_query({"kept": kept, "now": better}, "kept")
+    assert (changed.wins, changed.losses) == (1, 1)
+
+
+def test_pairs_tested_together_have_the_p_of_each_alone():
+    differences = np.random.default_rng(1).normal([0.0, 0.1, 0.3], 1.0, size=(150, 3))
+    alone = [randomisation_test(column) for column in differences.T]
+    assert randomisation_test(differences).tolist() == alone
+
+
+def test_letters_name_the_systems_that_one_is_proven_better_than():
+    rng = np.random.default_rng(2)
+    base = rng.random(100)
+    raw = {
+        "best": base + 0.5,
+        "middle": base + rng.normal(0, 0.01, 100),
+        "like it": base,
+        "worst": base - 0.5,
+    }
+    values = {s: dict(enumerate(v.tolist())) for s, v in raw.items()}
+    values = {s: {f"q{q}": v for q, v in found.items()} for s, found in values.items()}
+    assert superscripts(values) == {"best": "bcd", "middle": "d", "like it": "d", "worst": ""}
+
+
+def test_letters_are_those_of_pairs_corrected_together():
+    rng = np.random.default_rng(3)
+    values = {
+        s: {f"q{i}": v for i, v in enumerate(rng.normal(m, 1, 60))}
+        for s, m in zip("xyz", (0, 0.3, 0.8), strict=True)
+    }
+    pairs = [("x", "y"), ("x", "z"), ("y", "z")]
+    single = [
+        randomisation_test(np.array([values[a][q] - values[b][q] for q in values["x"]])) for a, b in pairs
+    ]
+    for level in (0.001, 0.01, 0.05, 0.2):
+        expected = {s: "" for s in values}
+        for (worse, better), p in zip(pairs, holm(single), strict=True):
+            if p <= level:
+                expected[better] += "abc"["xyz".index(worse)]
+        assert superscripts(values, level) == expected
+
+
+def test_letters_need_the_same_queries_and_an_alphabet():
+    with pytest.raises(ValueError, match="b has values for other queries than a"):
+        superscripts({"a": {"q1": 1.0, "q2": 0.0}, "b": {"q1": 1.0}})
+    with pytest.raises(ValueError, match="27 systems, there are letters for 26"):
+        superscripts({f"s{i}": {"q1": 1.0, "q2": 0.0} for i in range(27)})
+    assert superscripts({"alone": {"q1": 1.0}}) == {"alone": ""}

@@ -1,6 +1,7 @@
 """Claims: what holds is remembered, what fails raises, and what could not fail is refused."""
 
 import math
+from pathlib import Path
 from re import escape
 
 import pytest
@@ -42,17 +43,25 @@ def test_a_claim_that_holds_is_remembered_with_both_bounds_included(value, bound
     ],
 )
 def test_a_claim_that_fails_raises_with_value_and_bounds_and_is_not_remembered(value, bounds, message):
-    check = Claims()
-    with pytest.raises(AssertionError, match=escape(f"claim failed: it holds: {message}") + "$"):
-        check("it holds", value, **bounds)
-    assert check.rows == []
+    check, unseen = Claims(), Claims(strict=False)
+    message = escape(f"claim failed: it holds: {message}") + "$"
+    for claim in (check, check.data, unseen):  # one about the code raises an error whatever the data
+        with pytest.raises(AssertionError, match=message):
+            claim("it holds", value, **bounds)
+    assert check.rows == unseen.rows == []
+    with pytest.warns(UserWarning, match=message):
+        unseen.data("it holds", value, **bounds)
+    [(_, _, bounds_shown)] = unseen.rows
+    assert bounds_shown.endswith(": not so here")
 
 
+@pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("bounds", [{}, {"low": -math.inf}, {"high": math.inf}])
-def test_a_claim_without_a_bound_is_refused(bounds):
-    check = Claims()
-    with pytest.raises(ValueError, match="claim 'anything' has no bound: it could not fail"):
-        check("anything", 0.5, **bounds)
+def test_a_claim_without_a_bound_is_refused(bounds, strict):
+    check = Claims(strict)
+    for claim in (check, check.data):
+        with pytest.raises(ValueError, match="claim 'anything' has no bound: it could not fail"):
+            claim("anything", 0.5, **bounds)
     assert check.rows == []
 
 
@@ -60,20 +69,33 @@ def test_claims_keep_their_order_and_each_collector_its_own():
     first, second = Claims(), Claims()
     first("b", 1, low=0)
     second("c", 1, low=0)
+    first.data("d", 3, low=0)
     first("a", 2, low=0)
-    assert [claim for claim, _, _ in first.rows] == ["b", "a"]
+    assert [claim for claim, _, _ in first.rows] == ["b", "d", "a"]
     assert [claim for claim, _, _ in second.rows] == ["c"]
 
 
-def test_on_data_nobody_knows_a_claim_that_fails_is_remembered_as_failed_with_a_warning():
+def test_on_data_nobody_knows_a_claim_about_it_that_fails_is_remembered_as_not_so_here_with_a_warning():
     check = Claims(strict=False)
-    with pytest.warns(UserWarning, match="claim failed: cls is worse: got 0.1, expected at least 0.2"):
-        check("cls is worse", 0.1, low=0.2)
-    check("and this holds", 1, low=1)
+    with pytest.warns(
+        UserWarning, match="claim failed: cls is worse: got 0.1, expected at least 0.2"
+    ) as told:
+        check.data("cls is worse", 0.1, low=0.2)
+    assert [Path(warning.filename).name for warning in told] == ["test_claims.py"]  # the caller
+    check.data("and this holds", 1, low=1)
     assert check.rows == [
         ("cls is worse", "0.1", "at least 0.2: not so here"),
         ("and this holds", "1", "at least 1"),
     ]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_claim_about_the_data_that_holds_is_remembered_like_any_other(strict):
+    check = Claims(strict)
+    check("it holds", 0.5, low=0.25, high=0.5)
+    check.data("it holds", 0.5, low=0.25, high=0.5)
+    assert check.rows == [("it holds", "0.5", "0.25 to 0.5")] * 2
 
 
 @pytest.mark.parametrize(

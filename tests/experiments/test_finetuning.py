@@ -20,7 +20,7 @@ from dpr.experiments.finetuning import (
 )
 from dpr.experiments.profiles import Profile
 from dpr.experiments.results import load_result
-from dpr.experiments.workspace import Workspace
+from dpr.experiments.workspace import Workspace, settings_table
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 from dpr.search.bm25 import BM25
@@ -173,6 +173,49 @@ def test_with_a_damaged_result_it_is_searched_again_and_not_trained(space, made,
     assert trained < path.stat().st_mtime_ns
 
 
+def test_a_training_that_a_repository_keeps_is_read_at_another_output(
+    tmp_path, space, made, encoder, tiny_beir_folder, monkeypatch
+):
+    first = made()
+    (space.root / "notebooks").mkdir()
+    (space.root / "pyproject.toml").touch()
+    monkeypatch.chdir(space.root / "notebooks")
+    settings = dict(settings_table(space.profile))
+    other = Workspace.open(str(tiny_beir_folder), str(tmp_path / "other"), settings)
+    assert other.profile == space.profile
+    data, dev = other.training_data()
+    collection = other.collection()
+    again = train_and_search(other, TAG, encoder, data, SETTINGS, dev, collection, notebook="other")
+    assert again.result.metadata == first.result.metadata
+    assert again.result.path == tmp_path / "other" / "runs" / "tiny" / f"{TAG}.trec.gz"
+    assert again.training.history == first.training.history
+    assert not other.models.exists()
+    changed = replace(SETTINGS, learning_rate=2e-2)
+    trained = train_and_search(other, TAG, encoder, data, changed, dev, collection, notebook="other")
+    assert other.models.exists()
+    assert trained.training.finished["settings"]["learning_rate"] == 2e-2
+    assert load_result(space.runs, TAG).metadata == first.result.metadata  # the repository's stays as it was
+
+
+def test_a_training_with_other_settings_lies_beside_and_neither_is_made_twice(space, made):
+    def models():
+        return {path: path.stat().st_mtime_ns for path in space.models.rglob("model/training.json")}
+
+    first, changed = made(), replace(SETTINGS, learning_rate=2e-2)
+    before = models()
+    second = made(settings=changed)
+    both = models()
+    assert (len(before), len(both)) == (1, 2)
+    assert before.items() <= both.items()
+    assert first.training.folder == space.model_folder("tiny/train", TAG) != second.training.folder
+    assert second.training.folder.name.startswith(f"{TAG}-")
+    for settings, made_before in ((SETTINGS, first), (changed, second)):
+        again = made(settings=settings)
+        assert again.training.history == made_before.training.history
+        assert again.result.metadata["config"] == made_before.result.metadata["config"]
+        assert models() == both
+
+
 @pytest.mark.parametrize("text", ['{"settings": {', "{}"])
 def test_a_damaged_kept_training_is_named(space, made, text):
     made()
@@ -207,6 +250,20 @@ def test_hits_come_from_the_whole_corpus_for_every_training_query(space):
     assert max(map(len, hits.values())) <= 4
     mined = mine_negatives(data, corpus, hits, num_negatives=2, ranks=(1, 4))
     assert mined.negatives
+
+
+def test_hits_for_queries_of_another_collection_come_from_its_own_corpus(space, tiny_beir_folder, tmp_path):
+    other = Path(shutil.copytree(tiny_beir_folder, tmp_path / "other"))
+    lines = (other / "corpus.jsonl").read_text().splitlines(keepends=True)
+    (other / "corpus.jsonl").write_text("".join(lines).replace("Two doses", "Two or three doses"))
+    learner = Workspace(replace(space.profile, training_set=f"{other}/train"), space.root)
+    data, _ = learner.training_data()
+    hits, corpus = bm25_hits(learner, data, depth=4)
+    assert corpus["d4"] == "Vaccines Two or three doses protect better than one."
+    assert space.collection().by_id["d4"].contents not in corpus.values()
+    assert set(hits) == {example.query_id for example in data.examples} == {"t1", "t2", "t4"}
+    by_hand = BM25.build(learner.training_splits["train"], tmp_path / "index")
+    assert hits == by_hand.search({e.query_id: e.query for e in data.examples}, 4)
 
 
 def test_the_sample_holds_what_is_relevant_and_what_bm25_finds_first(space):

@@ -10,17 +10,22 @@ from PIL import Image
 
 from dpr.experiments.plots import (
     BLUE,
+    COLOURS,
     RED,
     plot_ann,
+    plot_bars,
     plot_by_number,
+    plot_by_step,
     plot_differences,
     plot_length_by_rank,
     plot_loss_and_metric,
     plot_overfit,
+    plot_plane,
     plot_systems,
     plot_token_lengths,
     plot_training,
     plot_tuning,
+    plot_visibility,
 )
 from dpr.search.ann import AnnResult
 from dpr.search.bm25 import Tuning
@@ -85,7 +90,11 @@ def every_figure(rng):
         "by number": plot_by_number(
             {"a": {1: 0.3, 5: 0.4}}, 0.3, "queries a passage", "nDCG@10", "The answer"
         ),
+        "by step": plot_by_step({"a": {1: 0.5, 2: 0.4}}, "loss", "The answer", {"b": {2: 0.4}}),
         "systems": plot_systems(systems(rng), {"bm25": 0.3}, "nDCG@10", "The answer"),
+        "plane": plot_plane({"query": (0.8, 0.6), "long": (-2.0, 0.0)}, "The answer"),
+        "bars": plot_bars({"dense": 0.6, "bm25": 0.5}, "nDCG@10", "The answer"),
+        "visibility": plot_visibility({"causal": (np.tri(3) > 0, "abc", "abc")}, "The answer"),
     }
 
 
@@ -231,6 +240,7 @@ def drawn(axes):
 def test_training_is_drawn_in_four_panels_with_chance_where_it_is_known():
     losses, metric, rate, norm = plot_training(history(), "nDCG@10", "A run").axes
     lines = drawn(losses)
+    assert [axes.get_yscale() for axes in (losses, metric, rate, norm)] == ["log", *["linear"] * 3]
     assert list(lines["training"]) == [2.0, 1.0]
     assert list(lines["validation"]) == [1.5, 1.4]
     assert set(lines["chance in training"]) == {3.5}
@@ -244,11 +254,28 @@ def test_training_is_drawn_in_four_panels_with_chance_where_it_is_known():
     }
 
 
-def test_each_evaluation_of_each_run_is_a_point_of_loss_and_metric():
-    [axes] = plot_loss_and_metric({"a": history()}, "nDCG@10", "Both").axes
-    [line] = axes.get_lines()
-    assert list(line.get_xdata()) == [1.5, 1.4]
-    assert list(line.get_ydata()) == [0.25, 0.5]
+def test_each_evaluation_of_each_training_is_a_point_of_loss_and_metric_and_the_last_a_star():
+    other = [
+        {**line, "eval_loss": 0.5, "eval_nDCG@10": 0.75} if "eval_loss" in line else line
+        for line in history()
+    ]
+    [axes] = plot_loss_and_metric({"a": history(), "b": other}, "nDCG@10", "Both").axes
+    first, first_star, second, second_star = axes.get_lines()
+    assert first.get_xydata().tolist() == [[1.5, 0.25], [1.4, 0.5]]
+    assert second.get_xydata().tolist() == [[0.5, 0.75]] * 2
+    assert first_star.get_xydata().tolist() == [[1.4, 0.5]]
+    assert second_star.get_xydata().tolist() == [[0.5, 0.75]]
+    for line, star in ((first, first_star), (second, second_star)):
+        assert (line.get_marker(), star.get_marker()) == ("o", "*")
+        assert star.get_markersize() > line.get_markersize()
+        assert star.get_color() == line.get_color()
+    assert first.get_color() != second.get_color()
+    [legend] = axes.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "a",
+        "b",
+    ]  # no line for a star
+    assert not axes.texts
 
 
 def test_overfitting_shows_every_variant_with_chance_and_the_bound():
@@ -260,8 +287,102 @@ def test_overfitting_shows_every_variant_with_chance_and_the_bound():
     assert {2.1, 0.04} <= {float(values[0]) for values in lines.values()}
 
 
-def test_a_curve_over_a_number_has_the_value_without_any():
-    [axes] = plot_by_number({"a": {1: 0.3, 5: 0.4}}, 0.25, "queries", "nDCG@10", "More").axes
-    lines = drawn(axes)
+def test_a_curve_over_a_number_has_the_value_to_compare_with_under_the_name_given():
+    curves = {"a": {1: 0.3, 5: 0.4}}
+    lines = drawn(plot_by_number(curves, 0.25, "queries", "nDCG@10", "More").axes[0])
     assert list(lines["a"]) == [0.3, 0.4]
     assert set(lines["without"]) == {0.25}
+    lines = drawn(plot_by_number(curves, 0.25, "tokens", "nDCG@10", "Longer", "in chunks").axes[0])
+    assert set(lines["in chunks"]) == {0.25}
+    assert "without" not in lines
+
+
+NUM_COLOURS = len(COLOURS)
+MANY = [f"series {n}" for n in range(NUM_COLOURS + 3)]  # more than there are colours
+
+
+def names_drawn(figure):
+    """The labels of the lines and dots of a figure's first panel."""
+    axes = figure.axes[0]
+    return {artist.get_label() for artist in (*axes.get_lines(), *axes.collections)}
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        plot_length_by_rank(dict.fromkeys(MANY, np.array([1.0, 2.0])), 1.0, 2.0, "title"),
+        plot_ann([ann_result(name, 0.9, 100) for name in MANY], "title"),
+        plot_overfit(dict.fromkeys(MANY, (2.0, 1.0)), 2.1, 0.04, "title"),
+        plot_by_number({name: {1: 0.3, 5: 0.4} for name in MANY}, 0.25, "queries", "nDCG@10", "title"),
+        plot_loss_and_metric({name: history() for name in MANY}, "nDCG@10", "title"),
+        plot_by_step({n: {1: 0.3} for n in MANY}, "loss", "title", {f"{n} too": {1: 0.3} for n in MANY}),
+    ],
+    ids=["length by rank", "approximate", "overfit", "by number", "loss and metric", "by step"],
+)
+def test_more_series_than_colours_are_all_drawn(figure):
+    shown = names_drawn(figure)
+    assert set(MANY) <= shown
+    assert "series 0 too" not in shown or {f"{name} too" for name in MANY} <= shown
+    colours = [to_hex(line.get_color()) for line in figure.axes[0].get_lines() if line.get_label() in MANY]
+    colours = colours or [to_hex(dots.get_facecolors()[0]) for dots in figure.axes[0].collections]
+    assert len(set(colours)) >= NUM_COLOURS
+
+
+def test_more_arrows_than_colours_are_all_drawn():
+    [axes] = plot_plane({name: (1.0, n / 10) for n, name in enumerate(MANY)}, "title").axes
+    assert {text.get_text() for text in axes.texts} == set(MANY)
+    assert len(axes.collections) == len(MANY)
+
+
+def test_no_two_colours_are_alike():
+    assert len({to_hex(colour) for colour in COLOURS}) == len(COLOURS)
+
+
+def test_curves_by_step_have_rings_on_the_steps_of_the_points_in_their_colours():
+    lines = {"a": {1: 0.3, 2: 0.1}, "b": {1: 0.2, 3: 0.4}}
+    [axes] = plot_by_step(lines, "loss", "Falls", {"c": {2: 0.1}, "d": {3: 0.4, 4: 0.5}}).axes
+    shown = {line.get_label(): dict(line.get_xydata().tolist()) for line in axes.get_lines()}
+    assert shown == lines
+    rings = {dots.get_label(): dict(dots.get_offsets().tolist()) for dots in axes.collections}
+    assert rings == {"c": {2: 0.1}, "d": {3: 0.4, 4: 0.5}}
+    colours = [to_hex(dots.get_edgecolors()[0]) for dots in axes.collections]
+    assert colours == [line.get_color() for line in axes.get_lines()] == [BLUE, RED]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("step", "loss")
+
+
+def test_curves_by_step_need_no_points():
+    [axes] = plot_by_step({"a": {1: 0.3}}, "loss", "Falls").axes
+    assert not axes.collections
+
+
+def test_vectors_are_arrows_to_their_ends_with_the_longest_below_and_the_circle_of_length_one():
+    [axes] = plot_plane({"query": (0.8, 0.6), "long": (-2.0, 0.5)}, "title").axes
+    arrows = [(*arrow.XY[0], arrow.U[0], arrow.V[0]) for arrow in axes.collections]
+    assert arrows == [(0, 0, -2.0, 0.5), (0, 0, 0.8, 0.6)]
+    assert {arrow.scale for arrow in axes.collections} == {1}  # in the units of the axes
+    assert {text.get_text(): text.xy for text in axes.texts} == {"query": (0.8, 0.6), "long": (-2.0, 0.5)}
+    colours = [to_hex(arrow.get_facecolors()[0]) for arrow in axes.collections]
+    assert colours == [text.get_color() for text in axes.texts] == [RED, BLUE]
+    [circle] = axes.get_lines()
+    np.testing.assert_allclose(np.hypot(*circle.get_xydata().T), 1)
+    assert axes.get_xlim()[0] < -2 < 1 < axes.get_xlim()[1]
+    assert axes.get_aspect() == 1
+
+
+def test_bars_are_drawn_from_the_top_with_their_values_and_the_best_is_blue():
+    [axes] = plot_bars({"a": 0.25, "b": 0.5, "c": 0.125}, "nDCG@10", "title").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["c", "b", "a"]  # from below
+    assert [bar.get_width() for bar in axes.patches] == [0.125, 0.5, 0.25]
+    assert [text.get_text() for text in axes.texts] == [" 0.125", " 0.500", " 0.250"]
+    assert [bar.get_width() for bar in bars(axes, BLUE)] == [0.5]
+
+
+def test_who_sees_whom_is_drawn_with_outputs_down_and_tokens_across():
+    cross = np.array([[True, False, True], [False, True, True]])
+    figure = plot_visibility({"causal": (np.tri(2) > 0, "xy", "xy"), "cross": (cross, "xy", "abc")}, "title")
+    assert [axes.texts[0].get_text() for axes in figure.axes] == ["causal", "cross"]
+    axes = figure.axes[1]
+    np.testing.assert_array_equal(axes.collections[0].get_array().reshape(2, 3), cross)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["x", "y"]
+    assert axes.yaxis_inverted()  # the first output is on top

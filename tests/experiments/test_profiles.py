@@ -5,17 +5,36 @@ from re import escape
 
 import pytest
 
-from dpr.experiments.profiles import PROFILES, Profile, get_profile
-
-SIZES = (
-    "depth",
-    "query_max_length",
-    "passage_max_length",
-    "training_length",
-    "validation_passages",
-    "validation_queries",
+from dpr.experiments.profiles import (
+    PROFILES,
+    TRAINED_ON,
+    Profile,
+    QueryWriting,
+    get_profile,
+    with_settings,
+    without_judgements_to_learn_from,
 )
-LIMITS = ("num_passages", "num_queries")
+from dpr.training.settings import TrainingSettings
+
+SIZES = ("depth", "passage_max_length", "training_length", "validation_passages", "validation_queries")
+LIMITS = ("query_max_length", "num_passages", "num_queries")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty repository whose notebooks folder is the current one, with no data folder set from outside."""
+    for name in ("notebooks", "data"):
+        (tmp_path / "project" / name).mkdir(parents=True)
+    (tmp_path / "project" / "pyproject.toml").touch()
+    monkeypatch.chdir(tmp_path / "project" / "notebooks")
+    monkeypatch.delenv("DPR_DATA_DIR", raising=False)
+    return tmp_path / "project"
+
+
+def is_plain(profile, name):
+    """Whether a profile is that of `scifact` without what only `scifact` has, over the collection `name`."""
+    own = {"factors": False, "triples": None, "larger": None, "query_max_length": None}
+    return profile == dataclasses.replace(PROFILES["scifact"], name=name, collection=name, **own)
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -40,18 +59,54 @@ def test_a_collection_with_published_figures_is_never_cut():
 
 
 @pytest.mark.parametrize("path", ["my/folder", "./folder", "/somewhere/else"])
-def test_a_path_gets_the_settings_of_scifact(path):
-    expected = dataclasses.replace(
-        get_profile("scifact"), name=path, collection=path, factors=False, triples=None
+def test_a_path_gets_the_settings_of_scifact_without_what_only_scifact_has(path):
+    assert is_plain(get_profile(path), path)
+
+
+@pytest.mark.parametrize(
+    "where", ["notebooks/mine", "mine", "data/mine", "../elsewhere/mine"], ids=["here", "root", "data", "set"]
+)
+def test_a_folders_name_is_enough_here_in_the_repository_in_data_and_in_the_set_folder(
+    project, monkeypatch, where
+):
+    (project / "../elsewhere").mkdir()
+    monkeypatch.setenv("DPR_DATA_DIR", str(project / "../elsewhere"))
+    with pytest.raises(ValueError, match="unknown profile 'mine'"):
+        get_profile("mine")
+    (project / where).mkdir()
+    assert is_plain(get_profile("mine"), "mine")
+
+
+def test_a_file_here_is_no_profile(project):
+    (project / "notebooks" / "mine").touch()
+    with pytest.raises(ValueError, match="unknown profile 'mine'"):
+        get_profile("mine")
+
+
+def test_a_profile_is_meant_where_a_folder_has_its_name(project):
+    (project / "notebooks" / "sample").mkdir()
+    assert get_profile("sample") is PROFILES["sample"]
+
+
+@pytest.mark.parametrize("name", ["arguana", "fiqa", "quora"])
+def test_the_name_of_another_beir_set_is_enough(project, name):
+    assert is_plain(get_profile(name), name)
+    assert list((project / "data").iterdir()) == []  # nothing is fetched before it is needed
+
+
+@pytest.mark.parametrize("name", ["unknown", "", "SciFact", "scifact ", "ArguAna"])
+def test_an_unknown_name_is_refused_with_the_known_ones(project, name):
+    message = (
+        f"unknown profile {name!r}; known: sample, smoke, scifact, nfcorpus, trec-covid, "
+        "a folder in BEIR layout, a BEIR set"
     )
-    assert get_profile(path) == expected
-
-
-@pytest.mark.parametrize("name", ["unknown", "", "SciFact", "scifact "])
-def test_an_unknown_name_is_refused_with_the_known_ones(name):
-    message = f"unknown profile {name!r}; known: sample, smoke, scifact, nfcorpus, trec-covid"
     with pytest.raises(ValueError, match=escape(message)):
         get_profile(name)
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda profile: profile.name)
+def test_it_is_declared_what_the_encoders_of_a_profile_were_trained_on(profile):
+    assert set(profile.encoders) <= TRAINED_ON.keys()
 
 
 @pytest.mark.parametrize("value", [0, -1])
@@ -76,3 +131,103 @@ def test_a_profile_needs_a_seed_and_an_encoder(field):
 def test_a_profile_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         get_profile("scifact").depth = 10
+
+
+# --- settings that are changed -----------------------------------------------------------------
+
+
+def test_settings_are_changed_by_name_and_with_a_dot_inside_others():
+    scifact = get_profile("scifact")
+    changed = with_settings(
+        scifact,
+        {
+            "depth": 50,
+            "training.batch_size": 16,
+            "training.learning_rate": 1e-4,
+            "writing.training.num_steps": 7,
+            "triples": None,
+        },
+    )
+    assert (changed.depth, changed.triples) == (50, None)
+    assert changed.training == dataclasses.replace(scifact.training, batch_size=16, learning_rate=1e-4)
+    assert changed.writing.training == dataclasses.replace(scifact.writing.training, num_steps=7)
+    assert changed.writing.sets == scifact.writing.sets
+    back = {
+        "depth": 1000,
+        "triples": "squad-triples",
+        "training": scifact.training,
+        "writing": scifact.writing,
+    }
+    assert dataclasses.replace(changed, **back) == scifact
+    assert scifact is PROFILES["scifact"]
+    assert (scifact.depth, scifact.training.batch_size) == (1000, TrainingSettings().batch_size)
+
+
+def test_without_changes_the_settings_are_those_there_were():
+    assert with_settings(PROFILES["sample"], {}) == PROFILES["sample"]
+
+
+def test_a_list_stands_for_a_tuple():
+    changed = with_settings(get_profile("sample"), {"seeds": [3, 4], "writing.num_queries": [1, 2, 9]})
+    assert (changed.seeds, changed.writing.num_queries) == ((3, 4), (1, 2, 9))
+
+
+def test_settings_that_are_only_right_together_are_changed_together():
+    for names in (("log_every", "eval_every"), ("eval_every", "log_every")):
+        given = {f"training.{name}": 7 for name in names}
+        training = with_settings(get_profile("sample"), given).training  # 10 and 10 before
+        assert (training.log_every, training.eval_every) == (7, 7)
+
+
+def test_what_holds_settings_and_one_of_them_may_both_be_changed():
+    given = {"training.batch_size": 16, "training": TrainingSettings(num_steps=9)}
+    training = with_settings(get_profile("sample"), given).training
+    assert training == TrainingSettings(num_steps=9, batch_size=16)
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "known"),
+    [
+        ("dept", "dept", Profile),
+        ("", "", Profile),
+        ("Depth", "Depth", Profile),
+        ("depth.more", "depth.more", Profile),  # a number holds no settings
+        ("triples.name", "triples.name", Profile),
+        ("training.batchsize", "batchsize", TrainingSettings),
+        ("training.", "", TrainingSettings),
+        ("writing.held", "held", QueryWriting),
+    ],
+)
+def test_an_unknown_setting_is_refused_with_those_there_are(name, said, known):
+    names = ", ".join(field.name for field in dataclasses.fields(known))
+    with pytest.raises(ValueError, match=escape(f"no setting {said!r}; there are {names}") + "$"):
+        with_settings(get_profile("scifact"), {name: 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("depth", 0, "depth must be at least 1, got 0"),
+        ("depth", "many", "depth"),
+        ("query_max_length", -1, "query_max_length must be None or at least 1, got -1"),
+        ("seeds", [], "seeds must be one or more"),
+        ("training", {"batch_size": 16}, "training"),
+        ("training.batch_size", 0, "batch_size must be"),
+        ("writing.num_queries", [3, 1], "num_queries must be numbers that grow"),
+    ],
+)
+def test_a_value_that_the_settings_refuse_is_refused(name, value, message):
+    with pytest.raises(ValueError, match=escape(message)):
+        with_settings(get_profile("scifact"), {name: value})
+
+
+def test_without_judgements_it_is_learnt_from_docstrings_as_sample_does_and_nothing_else_changes():
+    arguana = dataclasses.replace(get_profile("arguana"), validation_queries=7)
+    sample = get_profile("sample")
+    changed = without_judgements_to_learn_from(arguana)
+    parts = ("training", "training_length", "validation_passages", "validation_queries", "writing", "seeds")
+    assert changed.training_set == "docstrings/train"
+    for part in parts:
+        assert getattr(changed, part) == getattr(sample, part) != getattr(arguana, part)
+    own = {part: getattr(arguana, part) for part in (*parts, "training_set")}
+    assert dataclasses.replace(changed, **own) == arguana

@@ -228,7 +228,8 @@ def test_a_missing_file_is_named_with_the_notebooks_that_make_it(tmp_path, deep_
     save(tmp_path, deep_run, deep_collection)
     path = tmp_path / f"deep-system{ending}"
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=escape(f"{path}: missing; notebooks 02 (BM25)")):
+    message = f"{path}: missing; `save_result` writes runs, in notebooks 02, 04, 05, 06 and 07"
+    with pytest.raises(FileNotFoundError, match=escape(message) + "$"):
         load_result(tmp_path, "deep-system")
 
 
@@ -351,6 +352,31 @@ def test_the_mean_over_seeds_is_taken_query_by_query(tmp_path, deep_run, deep_co
     assert list(load_results(tmp_path)) == ["deep"]
 
 
+def test_a_mean_over_seeds_has_the_settings_of_the_first_seed_and_what_is_said_about_it(
+    tmp_path, deep_run, deep_collection
+):
+    seeds = [
+        save(
+            tmp_path,
+            Run(deep_run, f"deep-s{seed}"),
+            deep_collection,
+            seed=seed,
+            config={"model": seed, "k1": 1},
+        )
+        for seed in (4, 5)
+    ]
+    plain = save_mean_of_seeds("plain", seeds)
+    assert load_result(tmp_path, "plain").metadata["config"] == {"model": 4, "k1": 1}
+    about = {"starts_from": "tiny-bert", "answers_seen": 0.25, "k1": 2}
+    told = save_mean_of_seeds("told", seeds, about)
+    expected = {"model": 4, "starts_from": "tiny-bert", "answers_seen": 0.25, "k1": 2}
+    assert told.metadata["config"] == load_result(tmp_path, "told").metadata["config"] == expected
+    assert told.evaluation == plain.evaluation
+    for seed in seeds:
+        assert load_result(tmp_path, seed.system).metadata == seed.metadata
+        assert set(seed.metadata["config"]) == {"model", "k1"}
+
+
 def test_a_mean_over_seeds_needs_seeds_of_the_same_collection(tmp_path, deep_run, deep_collection):
     seeded = save(tmp_path, deep_run, deep_collection, seed=0)
     unseeded = save(tmp_path, Run(deep_run, "other"), deep_collection)
@@ -406,7 +432,8 @@ def test_one_broken_result_is_not_passed_over(three_results):
 
 @pytest.mark.parametrize("folder", [".", "gone"])
 def test_a_folder_without_runs_is_refused(tmp_path, folder):
-    with pytest.raises(FileNotFoundError, match="no runs; notebooks 02"):
+    message = f"{tmp_path / folder}: no runs; `save_result` writes runs, in notebooks 02, 04, 05, 06 and 07"
+    with pytest.raises(FileNotFoundError, match=escape(message) + "$"):
         load_results(tmp_path / folder)
 
 

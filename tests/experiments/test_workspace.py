@@ -1,20 +1,26 @@
 """Workspaces: where a profile reads and writes, and passages that are encoded only once."""
 
+import json
 import platform
-from dataclasses import replace
+import shutil
+import warnings
+from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from re import escape
 
 import numpy as np
 import pytest
 from made_data import debates
 
+from dpr.data.loading import load_collection
 from dpr.experiments import workspace
-from dpr.experiments.profiles import get_profile
-from dpr.experiments.results import hardware
-from dpr.experiments.workspace import Workspace, environment
+from dpr.experiments.profiles import PROFILES, Profile, get_profile, with_settings
+from dpr.experiments.results import hardware, load_result
+from dpr.experiments.workspace import Workspace, environment, fits, settings_table
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
+from dpr.search.bm25 import BM25, K1, B
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +45,9 @@ def encoded(encoder):
 
 
 def test_what_is_written_goes_to_the_output_folder(tmp_path, tiny_collection):
-    space = Workspace.open("nfcorpus", str(tmp_path / "out"))
-    assert space.profile is get_profile("nfcorpus")
-    assert space.runs == tmp_path / "out" / "runs" / "nfcorpus"
+    space = Workspace.open("sample", str(tmp_path / "out"))
+    assert space.profile == get_profile("sample")
+    assert space.runs == tmp_path / "out" / "runs" / "docstrings"
     assert space.models == tmp_path / "out" / "models"
     index = space.index_folder(tiny_collection)
     assert index == tmp_path / "out" / "build" / "indexes" / f"tiny-{tiny_collection.fingerprint}"
@@ -54,6 +60,22 @@ def test_without_an_output_folder_it_goes_to_the_repository(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path / "notebooks")
     assert Workspace.open("scifact").root == tmp_path
     assert Workspace.open("scifact").runs == tmp_path / "runs" / "scifact"
+
+
+def test_some_settings_may_be_changed_and_the_profile_stays_a_known_one(tmp_path):
+    space = Workspace.open("smoke", str(tmp_path), {"depth": 7, "training.num_steps": 2, "seeds": [5]})
+    assert space.profile == with_settings(
+        get_profile("smoke"), {"depth": 7, "training.num_steps": 2, "seeds": (5,)}
+    )
+    assert space.known
+    assert get_profile("smoke").depth == 1000
+
+
+@pytest.mark.parametrize("settings", [{"dept": 7}, {"training.steps": 7}, {"depth": 0}])
+def test_an_unknown_or_impossible_setting_is_refused_before_anything_is_written(tmp_path, settings):
+    with pytest.raises(ValueError, match=r"no setting '|depth must be at least 1"):
+        Workspace.open("smoke", str(tmp_path / "out"), settings)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("tag", ["../../x", "..", "", ".x", "a/b", "a\\b", "a\nb"])
@@ -98,11 +120,81 @@ def test_a_folder_is_a_profile_of_its_own(tmp_path, tiny_beir_folder, tiny_colle
     assert [len(space.collection(split).queries) for split in ("train", "dev", "test")] == [4, 1, 2]
 
 
+def test_a_folder_with_judgements_to_learn_from_learns_from_them(tmp_path, tiny_beir_folder):
+    space = Workspace.open(str(tiny_beir_folder), str(tmp_path / "out"))
+    assert space.profile == get_profile(str(tiny_beir_folder))
+    assert (space.known, space.lacks_train_judgements, space.mines_negatives) == (False, False, True)
+    assert {split: list(part.queries) for split, part in space.training_splits.items()} == {
+        "train": ["t2", "t3", "t4", "t5"],
+        "dev": ["t1"],
+    }
+    data, dev = space.training_data()
+    assert (data.name, [e.query_id for e in data.examples]) == ("tiny/train", ["t2", "t3", "t4", "t5"])
+    assert (dev.name, dev.split) == ("tiny", "dev")
+
+
+@pytest.mark.parametrize("kept", [0, 4])  # four train queries are too few for dev queries
+def test_a_folder_without_enough_judgements_to_learn_from_learns_from_docstrings(
+    tmp_path, tiny_beir_folder, kept
+):
+    train = tiny_beir_folder / "qrels" / "train.tsv"
+    train.write_text("".join(train.read_text().splitlines(keepends=True)[: 1 + kept]))
+    if not kept:
+        train.unlink()
+    docstrings = load_collection("docstrings", "train")
+    shared = next(iter(docstrings.queries.values()))  # one is asked in the test too
+    lines = (tiny_beir_folder / "queries.jsonl").read_text().replace("do masks help", shared)
+    (tiny_beir_folder / "queries.jsonl").write_text(lines)
+
+    space = Workspace.open(
+        str(tiny_beir_folder), str(tmp_path / "out"), {"training.num_steps": 3, "depth": 5}
+    )
+    profile, sample = space.profile, get_profile("sample")
+    assert (profile.training_set, profile.seeds, profile.depth) == ("docstrings/train", (0,), 5)
+    assert profile.training == replace(sample.training, num_steps=3)
+    assert profile.collection == str(tiny_beir_folder)
+    assert (space.known, space.lacks_train_judgements, space.mines_negatives) == (False, True, True)
+    assert {split: part.fingerprint for split, part in space.training_splits.items()} == dict.fromkeys(
+        ("train", "dev"), docstrings.fingerprint
+    )
+    data, dev = space.training_data()
+    assert data.name == "docstrings/train"
+    assert list(data.preparation.dropped_queries) == [shared]
+    assert {e.query_id for e in data.examples} < docstrings.queries.keys()
+    assert (dev.name, dev.split) == ("docstrings", "dev")
+    assert dev.queries == load_collection("docstrings", "dev").queries
+    assert space.runs == tmp_path / "out" / "runs" / "tiny"
+    assert list(space.collection().queries) == ["q1", "q2"]
+
+
+def test_a_training_set_that_was_asked_for_is_kept_where_there_are_no_judgements(tmp_path, tiny_beir_folder):
+    (tiny_beir_folder / "qrels" / "train.tsv").unlink()
+    settings = {"training_set": "squad-triples"}
+    space = Workspace.open(str(tiny_beir_folder), str(tmp_path), settings)
+    assert space.profile == with_settings(get_profile(str(tiny_beir_folder)), settings)
+    assert (space.lacks_train_judgements, space.mines_negatives) == (True, False)
+
+
 def test_a_folder_without_judgements_to_learn_from_is_named_with_what_it_lacks(tmp_path, tiny_beir_folder):
     (tiny_beir_folder / "qrels" / "train.tsv").unlink()
-    space = Workspace.open(str(tiny_beir_folder), str(tmp_path))
+    space = Workspace(get_profile(str(tiny_beir_folder)), tmp_path)
     with pytest.raises(ValueError, match=rf"{tiny_beir_folder} has no train and no dev judgements"):
         space.training_data()
+
+
+def test_judgements_of_another_collection_may_be_learnt_from(tmp_path, tiny_beir_folder):
+    other = tmp_path / "other"
+    tiny_beir_folder.rename(other)
+    Path(shutil.copytree(other, tiny_beir_folder) / "qrels" / "train.tsv").unlink()
+    profile = replace(get_profile(str(tiny_beir_folder)), training_set=f"{other}/train")
+    space = Workspace(profile, tmp_path)
+    assert sorted(space.splits) == ["test"]
+    assert {split: part.name for split, part in space.training_splits.items()} == dict.fromkeys(
+        ("train", "dev"), "other"
+    )
+    data, dev = space.training_data()
+    assert (data.name, len(data.examples)) == ("other/train", 4)
+    assert list(dev.queries) == ["t1"]
 
 
 def test_a_cut_profile_gives_a_sample_that_says_so(tmp_path, tiny_beir_folder):
@@ -123,6 +215,193 @@ def test_the_smoke_profile_has_300_passages_and_40_queries(tmp_path):
     assert collection.fingerprint == space.collection().fingerprint
     assert space.runs == tmp_path / "runs" / "docstrings"
     assert list(space.splits) == ["train", "dev", "test"]
+
+
+# --- lengths -----------------------------------------------------------------------------------
+
+
+def asking(folder, *num_tokens):
+    """Give a folder in BEIR layout one test query of each so many tokens, and no other judged query."""
+    queries = {
+        f"n{i}": " ".join(["cold"] * (count - 2)) for i, count in enumerate(num_tokens)
+    }  # and two marks
+    lines = "".join(json.dumps({"_id": q, "text": text}) + "\n" for q, text in queries.items())
+    (folder / "queries.jsonl").write_text(lines)
+    (folder / "qrels" / "train.tsv").unlink()
+    rows = "".join(f"{q}\td6\t1\n" for q in queries)
+    (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{rows}")
+    return Workspace(get_profile(str(folder)), folder.parent / "out")
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "chosen"),
+    [
+        ([10, 64], 64),
+        ([10, 65], 128),
+        ([10, 70], 128),
+        ([70, 70, 128], 128),
+        ([10, 129], 256),
+        ([256], 256),
+        ([10] * 99 + [300], 64),  # one in a hundred may be cut
+        ([10] * 98 + [300], 256),
+        ([10] * 198 + [70, 70], 64),
+        ([10] * 197 + [70, 70], 128),
+    ],
+)
+def test_the_shortest_length_that_cuts_few_queries_is_chosen(tiny_beir_folder, encoder, num_tokens, chosen):
+    space = asking(tiny_beir_folder, *num_tokens)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        lengths = space.lengths
+    assert lengths == {"query_max_length": chosen, "passage_max_length": 256}
+    cut = np.mean(np.array(num_tokens) > chosen)
+    assert [str(w.message) for w in told if "are cut at" in str(w.message)] == (
+        [
+            f"{cut:.1%} of the queries of {tiny_beir_folder} are cut at {chosen} tokens; "
+            "the setting query_max_length says where"
+        ]
+        if cut > 0.01
+        else []
+    )
+    ready = BiEncoder.from_pretrained("all-MiniLM-L6-v2", device="cpu", **lengths)
+    assert ready.config.query_max_length == chosen
+
+
+def test_no_more_is_chosen_than_the_encoder_was_made_for_and_what_is_cut_is_told_once(
+    tiny_beir_folder, encoder
+):
+    space = asking(tiny_beir_folder, 10, 20, 700, 257)
+    message = (
+        f"50.0% of the queries of {tiny_beir_folder} are cut at 256 tokens; the setting query_max_length"
+    )
+    with pytest.warns(UserWarning, match=escape(message)) as told:
+        assert space.lengths["query_max_length"] == encoder.config.query_max_length == 256
+    assert [Path(warning.filename).name for warning in told] == ["test_workspace.py"]  # where it was asked
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert space.lengths["query_max_length"] == 256
+
+
+@pytest.mark.parametrize(("fixed", "share"), [(64, "25.0%"), (9, "75.0%"), (300, None)])
+def test_a_length_that_is_set_stays_and_what_it_cuts_is_told(tiny_beir_folder, encoder, fixed, share):
+    space = asking(tiny_beir_folder, 3, 10, 11, 70)
+    space = Workspace(replace(space.profile, query_max_length=fixed, passage_max_length=32), space.root)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert space.lengths == {"query_max_length": fixed, "passage_max_length": 32}
+    said = [str(warning.message) for warning in told if "are cut at" in str(warning.message)]
+    assert [text.split(" of ")[0] for text in said] == ([share] if share else [])
+
+
+# --- trainings that the repository keeps ---------------------------------------------------------
+
+KEPT = (  # of runs/tiny in a repository: the trainings' own files
+    "training/tiny-ft-s0.json",
+    "training/writer-0.json",
+    "queries/writer-0-sampled.json",
+    "queries/writer-0-sampled.jsonl.gz",
+    "tiny-ft-s0.json",
+    "tiny-ft-s0.csv",
+    "tiny-ft-s0.trec.gz",
+)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository that keeps trainings on the tiny collection and other results; we are in its notebooks."""
+    folder = tmp_path / "repository"
+    others = ("bm25.json", "tiny-ft.json", "tiny-ft.trec.gz", "tiny-ft-s01.csv")
+    for name in (*KEPT, *others):
+        path = folder / "runs" / "tiny" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"kept {name}")
+    (folder / "notebooks").mkdir()
+    (folder / "pyproject.toml").touch()
+    monkeypatch.chdir(folder / "notebooks")
+    return folder
+
+
+def found_in(folder):
+    """Name → content and time of each file in a folder."""
+    return {
+        path.relative_to(folder).as_posix(): (path.read_text(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_kept_trainings_are_copied_to_another_output_once(tmp_path, tiny_beir_folder, repository):
+    before = found_in(repository)
+    space = Workspace.open(str(tiny_beir_folder), str(tmp_path / "out"))
+    first = found_in(tmp_path / "out")
+    assert {name: text for name, (text, _) in first.items()} == {
+        f"runs/tiny/{name}": f"kept {name}" for name in KEPT
+    }
+    assert space.kept_training("tiny-ft-s0").read_text() == "kept training/tiny-ft-s0.json"
+    Workspace.open(str(tiny_beir_folder), str(tmp_path / "out"))
+    assert found_in(tmp_path / "out") == first
+    assert found_in(repository) == before
+
+
+def test_kept_trainings_never_take_the_place_of_files_that_are_there(tmp_path, tiny_beir_folder, repository):
+    mine = tmp_path / "out" / "runs" / "tiny"
+    (mine / "training").mkdir(parents=True)
+    for name in ("training/tiny-ft-s0.json", "tiny-ft-s0.csv", "bm25.json"):
+        (mine / name).write_text("mine")
+    before = found_in(mine)
+    Workspace.open(str(tiny_beir_folder), str(tmp_path / "out"))
+    after = found_in(mine)
+    assert {name: after[name] for name in before} == before
+    assert after.keys() == {*KEPT, "bm25.json"}
+
+
+@pytest.mark.parametrize("output", ["", "..", "../../repository"])
+def test_in_the_repository_itself_nothing_is_copied(tiny_beir_folder, repository, output):
+    before = found_in(repository)
+    Workspace.open(str(tiny_beir_folder), output)
+    assert found_in(repository) == before
+
+
+def test_trainings_on_another_collection_are_not_copied(tmp_path, tiny_beir_folder, repository):
+    other = tiny_beir_folder.rename(tmp_path / "other")
+    Workspace.open(str(other), str(tmp_path / "out"))
+    Workspace.open("sample", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_outside_of_a_repository_those_of_the_packages_own_are_copied(
+    tmp_path, tiny_beir_folder, repository, monkeypatch
+):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    source = repository / "src" / "dpr" / "experiments" / "workspace.py"
+    monkeypatch.setattr(workspace, "__file__", str(source))
+    space = Workspace.open(str(tiny_beir_folder))
+    assert space.root == tmp_path / "elsewhere"
+    assert found_in(space.runs).keys() == set(KEPT)
+    monkeypatch.setattr(workspace, "__file__", str(tmp_path / "lib" / "site" / "dpr" / "workspace.py"))
+    Workspace.open(str(tiny_beir_folder), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+# --- the folder of a training --------------------------------------------------------------------
+
+
+def test_a_training_of_other_things_gets_a_folder_beside(tmp_path):
+    space = Workspace(get_profile("smoke"), tmp_path)
+    record = {"settings": {"seed": 0}, "data": "d", "start": "s", "validation": None, "commit": "one"}
+    folder = space.training_folder("tiny/train", "ft", record)
+    assert folder == space.model_folder("tiny/train", "ft") == tmp_path / "models" / "tiny-train" / "ft"
+    folder.mkdir(parents=True)
+    assert space.training_folder("tiny/train", "ft", record) == folder  # begun by nobody yet
+    (folder / "training.json").write_text(json.dumps({**record, "steps": 9}))
+    assert space.training_folder("tiny/train", "ft", {**record, "commit": "two"}) == folder
+    others = [{**record, part: "other"} for part in ("settings", "data", "start", "validation")]
+    beside = [space.training_folder("tiny/train", "ft", other) for other in others]
+    assert {path.parent for path in beside} == {folder.parent}
+    assert all(path.name.startswith("ft-") for path in beside)
+    assert len({folder, *beside}) == 5
+    assert [space.training_folder("tiny/train", "ft", other) for other in others] == beside
 
 
 # --- passage_vectors ---------------------------------------------------------------------------
@@ -209,6 +488,116 @@ def test_queries_that_are_documents_are_searched_and_saved_without_themselves(tm
         assert run[query_id] == pytest.approx(scores, abs=1e-5)
     assert result.metadata["queries_as_documents"] == {"all": 12, "in_run": 0}
     assert result.evaluation.means["RR@10"] > 0.5  # at most 1/2 with each query as its own first hit
+
+
+# --- BM25 --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_space(tmp_path, tiny_beir_folder):
+    return Workspace(replace(get_profile(str(tiny_beir_folder)), depth=3), tmp_path / "out")
+
+
+def test_bm25_is_searched_with_once_and_then_read(tiny_space):
+    made = tiny_space.bm25("05_dense_retrieval")
+    collection = tiny_space.collection()
+    by_hand = BM25.build(collection, tiny_space.root / "index").search(collection.queries, 3, K1, B)
+    assert made.run().keys() == by_hand.keys()
+    for query_id, hits in made.run().items():
+        assert list(hits) == list(by_hand[query_id])
+        assert hits == pytest.approx(by_hand[query_id], abs=1e-5)
+    about = {key: made.metadata[key] for key in ("system", "notebook", "depth", "split", "ablation")}
+    expected = {"system": "bm25", "notebook": "05_dense_retrieval", "depth": 3, "split": "test"}
+    assert about == {**expected, "ablation": False}
+    assert (made.metadata["config"]["k1"], made.metadata["config"]["b"]) == (K1, B)
+    files = found_in_bytes(tiny_space.runs)
+    read = tiny_space.bm25("07_evaluation")
+    assert read.metadata == made.metadata
+    assert read.run() == made.run()
+    assert found_in_bytes(tiny_space.runs) == files
+
+
+def found_in_bytes(folder):
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "changed", [{"depth": 2}, {"num_passages": 4}, {"num_passages": 5, "num_queries": 1}]
+)
+def test_bm25_is_searched_with_again_to_another_depth_or_on_another_collection(tiny_space, changed):
+    tiny_space.bm25("02_bm25")
+    other = Workspace(replace(tiny_space.profile, **changed), tiny_space.root)
+    again = other.bm25("07_evaluation")
+    assert again.metadata["notebook"] == "07_evaluation"
+    assert (again.metadata["depth"], again.metadata["scope"]) == (
+        other.profile.depth,
+        other.collection().scope,
+    )
+    assert fits(again, other.collection())
+    assert load_result(tiny_space.runs, "bm25").metadata == again.metadata
+
+
+@pytest.mark.parametrize("ending", [".trec.gz", ".json", ".csv"])
+@pytest.mark.parametrize("damage", ["lost", "cut", "flipped"])
+def test_bm25_is_searched_with_again_where_its_result_is_damaged(tiny_space, ending, damage):
+    whole = tiny_space.bm25("02_bm25").run()
+    path = tiny_space.runs / f"bm25{ending}"
+    data = bytearray(path.read_bytes())
+    if damage == "lost":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif ending == ".json":
+        path.write_text(path.read_text().replace('"num_queries": 2', '"num_queries": 3'))
+    else:
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    again = tiny_space.bm25("07_evaluation")
+    assert again.metadata["notebook"] == "07_evaluation"
+    assert load_result(tiny_space.runs, "bm25").run() == again.run() == whole
+
+
+@pytest.mark.parametrize("what", ["a passage", "a query", "a judgement"])
+def test_a_result_fits_only_the_passages_queries_and_judgements_it_was_made_from(
+    tiny_space, tiny_collection, what
+):
+    result = tiny_space.bm25("02_bm25")
+    assert fits(result, tiny_collection)
+    assert fits(result, replace(tiny_collection, name="renamed"))
+    first, *rest = tiny_collection.passages
+    others = {
+        "a passage": {"passages": [first._replace(text="Masks filter dust."), *rest]},
+        "a query": {"all_queries": {**tiny_collection.all_queries, "q1": "do masks help me"}},
+        "a judgement": {
+            "all_qrels": {**tiny_collection.all_qrels, "test": {"q1": {"d1": 1}, "q2": {"d2": 1}}}
+        },
+    }
+    assert not fits(result, replace(tiny_collection, **others[what]))
+
+
+# --- settings as rows --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", PROFILES)
+@pytest.mark.parametrize("name", [name for name in PROFILES])
+def test_the_rows_of_settings_make_the_same_settings_from_any_others(start, name):
+    rows = settings_table(get_profile(name))
+    assert with_settings(get_profile(start), dict(rows)) == get_profile(name)
+
+
+def test_every_setting_has_one_row_and_those_inside_others_have_a_dot():
+    rows = settings_table(get_profile("sample"))
+    names = [name for name, _ in rows]
+    assert len(set(names)) == len(names)
+    assert {name.split(".")[0] for name in names} == {field.name for field in fields(Profile)}
+    found = dict(rows)
+    assert (found["training.batch_size"], found["writing.training.num_steps"], found["seeds"]) == (
+        16,
+        40,
+        (0,),
+    )
+    assert not {"training", "writing", "writing.training"} & set(names)
+    assert settings_table(get_profile("sample").training)[0][0] == "num_epochs"
 
 
 # --- environment -------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from dpr.evaluation.metrics import evaluate
 from dpr.files import MARKER
 from dpr.generation.expansion import expand
 from dpr.search import bm25
-from dpr.search.bm25 import BM25
+from dpr.search.bm25 import BM25, analyse
 
 WORDS = ["apple", "grape", "lemon", "melon", "mango", "papaya"]  # apart after stemming, no stop words
 TEXTS = {  # under 40 words each: Lucene keeps longer lengths in steps
@@ -105,6 +105,37 @@ def test_words_are_stemmed_and_stop_words_left_out(tmp_path, tiny_collection):
         "more": ["d5"],
         "stop": [],
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("The MASKS are filtering droplets, and masks", ["mask", "filter", "droplet", "mask"]),
+        ("vitamin D in 2020", ["vitamin", "d", "2020"]),
+        ("zinc's bi-encoder", ["zinc", "bi", "encod"]),
+        ("Café 富士", ["café", "富", "士"]),
+        ("the of and", []),
+        ("", []),
+    ],
+)
+def test_terms_are_stems_in_lower_case_in_their_order_without_stop_words(text, terms):
+    assert analyse(text) == terms
+
+
+def test_a_document_is_found_exactly_where_it_shares_a_term_with_the_query(tmp_path, tiny_collection):
+    index = BM25.build(tiny_collection, tmp_path / "index")
+    queries = {**tiny_collection.all_queries, "stems": "VITAMINS of bat, carried", "none": "the of and"}
+    for query_id, hits in index.search(queries).items():
+        asked = set(analyse(queries[query_id]))
+        shared = {p.doc_id for p in tiny_collection.passages if asked & set(analyse(p.contents))}
+        assert set(hits) == shared
+    assert sorted(index.search(queries)["stems"]) == ["d2", "d5"]
+
+
+@pytest.mark.parametrize("text", [None, 7, ["apple"]])
+def test_only_a_text_has_terms(text):
+    with pytest.raises(ValueError, match="analyse: text must be str, got"):
+        analyse(text)
 
 
 def test_every_query_is_in_the_run_and_equal_hits_come_in_lucenes_order_whatever_the_depth(tmp_path):
@@ -296,7 +327,7 @@ import sklearn.preprocessing
 from transformers import BertModel
 
 from dpr.data.collection import Collection, Passage
-from dpr.search.bm25 import BM25
+from dpr.search.bm25 import BM25, analyse
 from dpr.search.java import start_jvm
 
 folder, texts = Path(sys.argv[1]), json.loads(sys.argv[2])

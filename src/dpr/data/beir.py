@@ -15,6 +15,7 @@ def read_beir(folder: Path | str, split: str = "test", name: str | None = None) 
     """Read a collection from a folder in BEIR's layout.
 
     If there are train but no dev judgements, a fixed fifth of the train queries becomes the dev split.
+    Without a folder qrels, the collection has the split `test` without judgements, and a warning says so.
 
     Args:
         folder: A folder with corpus.jsonl, queries.jsonl and qrels/<split>.tsv files, plain or gzipped.
@@ -29,10 +30,11 @@ def read_beir(folder: Path | str, split: str = "test", name: str | None = None) 
     """
     folder = Path(folder)
     qrels_files = sorted([*(folder / "qrels").glob("*.tsv"), *(folder / "qrels").glob("*.tsv.gz")])
+    unjudged = not (folder / "qrels").exists()
     files = {}
     for file in ("corpus.jsonl", "queries.jsonl"):
         there = [path for path in (folder / file, folder / f"{file}.gz") if path.is_file()]
-        if not there or not qrels_files:
+        if not there or not (qrels_files or unjudged):
             missing = "qrels/*.tsv" if there else file
             raise FileNotFoundError(
                 f"{folder}: no {missing}; "
@@ -40,6 +42,10 @@ def read_beir(folder: Path | str, split: str = "test", name: str | None = None) 
             )
         files[file] = there[0]
     all_qrels = {path.name.split(".")[0]: read_qrels(path) for path in qrels_files}
+    if unjudged:
+        message = "no folder qrels: without judgements it can be searched but not evaluated"
+        warnings.warn(f"{folder}: {message}", stacklevel=3)
+        all_qrels = {"test": {}}
     if "dev" not in all_qrels and len(all_qrels.get("train", ())) >= DEV_SHARE:
         all_qrels["train"], all_qrels["dev"] = hold_out_dev(all_qrels["train"])
     return Collection(

@@ -4,9 +4,20 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpr.arguments import check_fields_of, checked
+from dpr.data.own_texts import (
+    Judgements,
+    Queries,
+    Row,
+    as_qrels,
+    as_queries,
+    rows_of_records,
+    rows_of_texts,
+    rows_of_tsv,
+)
 from dpr.data.text import join_title_text, normalise, stable_hash
 from dpr.data.trec import Qrels, check_id, checked_qrels, checked_queries, text_id
 
@@ -30,7 +41,8 @@ class Passage(NamedTuple):
 class Collection:
     """Passages with the queries and judgements of one split; those of other splits are kept as well.
 
-    Ids that are whole numbers become text, and a title that is None becomes empty.
+    Ids that are whole numbers become text, and a title that is None becomes empty. If no split has a
+    judgement, the collection can be searched but not evaluated, and `queries` are all queries.
 
     Args:
         name: The collection's name.
@@ -81,6 +93,108 @@ class Collection:
                 f"{self.name}: {len(unknown)} judged {self.split} queries have no text, first {unknown[0]!r}"
             )
 
+    @classmethod
+    @checked
+    def from_texts(
+        cls,
+        texts: Mapping | Iterable,
+        *,
+        titles: Iterable | None = None,
+        ids: Iterable | None = None,
+        queries: Queries = None,
+        qrels: Judgements = None,
+        name: str = "texts",
+    ) -> "Collection":
+        """Make a collection of texts at hand; judgements, if there are any, become the split `test`.
+
+        Args:
+            texts: N strings, which may be empty, or doc_id → text.
+            titles: N titles; None and NaN become empty.
+            ids: N document ids; by default the keys of a mapping, else "0", "1", … .
+            queries: query_id → text, or Q texts, which get the ids "0", "1", …, or the path of a file that
+                `read_topics` reads.
+            qrels: query_id → doc_id → grade, or the path of a file that `read_qrels` reads, or a table with
+                the columns query-id, corpus-id and score. Without any the collection can be searched only.
+            name: The collection's name.
+
+        Raises:
+            ValueError: There is no text, or one is no string (the message names its row, from 0); titles or
+                ids are not N, or ids are given beside a mapping; queries or judgements are none of the above;
+                no judged document is among the texts; or as in `Collection`.
+            FileNotFoundError: The file of queries or judgements does not exist.
+        """
+        return cls._of(rows_of_texts(texts, titles, ids), queries, qrels, name)
+
+    @classmethod
+    @checked
+    def from_records(
+        cls,
+        records: Iterable,
+        *,
+        doc_id: str = "doc_id",
+        text: str = "text",
+        title: str = "title",
+        queries: Queries = None,
+        qrels: Judgements = None,
+        name: str = "records",
+    ) -> "Collection":
+        """Make a collection of the rows of a table.
+
+        Args:
+            records: A pandas DataFrame, a Hugging Face `datasets.Dataset`, or mappings, column → value.
+            doc_id: The column of the ids; without a column `doc_id` they are "0", "1", … .
+            text: The column of the texts.
+            title: The column of the titles; without a column `title` they are empty.
+            queries: As in `from_texts`.
+            qrels: As in `from_texts`.
+            name: The collection's name.
+
+        Raises:
+            ValueError: The column of the texts is missing, or another one that was named here (the message
+                names the columns there are); a record is no mapping; or as in `from_texts`.
+            FileNotFoundError: As in `from_texts`.
+        """
+        rows = rows_of_records(records, doc_id=doc_id, title=title, text=text)
+        return cls._of(rows, queries, qrels, name)
+
+    @classmethod
+    @checked
+    def from_tsv(
+        cls,
+        path: Path | str,
+        *,
+        queries: Queries = None,
+        qrels: Judgements = None,
+        name: str | None = None,
+    ) -> "Collection":
+        """Make a collection of a file such as MS MARCO's collection.tsv.
+
+        Args:
+            path: A file with lines `doc_id⇥text`, or with lines `doc_id⇥title⇥text`, plain or gzipped.
+            queries: As in `from_texts`.
+            qrels: As in `from_texts`.
+            name: The collection's name; by default the file's, without its ending.
+
+        Raises:
+            ValueError: A line has another number of columns, an id is empty, has white space or comes twice,
+                or the first line is a header (the message names file and line); or as in `from_texts`.
+            FileNotFoundError: A file does not exist.
+        """
+        rows = rows_of_tsv(path)
+        return cls._of(rows, queries, qrels, name or Path(Path(path).name.removesuffix(".gz")).stem)
+
+    @classmethod
+    def _of(cls, rows: Iterable[Row], queries: Queries, qrels: Judgements, name: str) -> "Collection":
+        """Make a collection of rows, with one split, `test`."""
+        made = cls(name, [Passage(*row) for row in rows], as_queries(queries), {"test": as_qrels(qrels)})
+        judged = {doc_id for grades in made.qrels.values() for doc_id in grades}
+        if judged and not judged & made.by_id.keys():
+            raise ValueError(
+                f"{name}: none of the {len(judged)} judged documents is among the texts: judged ids are like "
+                f"{min(judged)!r}, those of the texts like {made.passages[0].doc_id!r}"
+            )
+        return made
+
     @property
     def qrels(self) -> Qrels:
         """Judgements of this split: query_id → doc_id → grade."""
@@ -88,7 +202,12 @@ class Collection:
 
     @cached_property
     def queries(self) -> dict[str, str]:
-        """query_id → text of the judged queries of this split, in the order of `all_queries`."""
+        """query_id → text of the judged queries of this split, in the order of `all_queries`.
+
+        If nothing is judged in any split, these are all queries.
+        """
+        if not any(self.all_qrels.values()):
+            return dict(self.all_queries)
         return {query_id: text for query_id, text in self.all_queries.items() if query_id in self.qrels}
 
     @cached_property
@@ -151,9 +270,10 @@ class Collection:
     def sample(self, num_passages: int, num_queries: int, keep: Iterable[str] = ()) -> "Collection":
         """Cut to a smaller collection, always the same, in which every query has a relevant passage.
 
-        Queries that have a relevant passage are chosen by the hash of their id. All their relevant
-        passages are kept; other passages are added by the hash of their id up to `num_passages`.
-        Scores over a sample are not comparable with the full corpus, so `scope` names its size.
+        Queries that have a relevant passage, or any if nothing is judged, are chosen by the hash of their
+        id. All their relevant passages are kept; other passages are added by the hash of their id up to
+        `num_passages`. Scores over a sample are not comparable with the full corpus, so `scope` names
+        its size.
 
         Args:
             num_passages: How many passages to keep; more if the relevant ones alone are more.
@@ -169,7 +289,9 @@ class Collection:
                 f"sample needs at least 1 passage and 1 query, got {num_passages}, {num_queries}"
             )
         solvable = [
-            q for q in self.queries if any(g > 0 and d in self.by_id for d, g in self.qrels[q].items())
+            q
+            for q in self.queries
+            if not self.qrels or any(g > 0 and d in self.by_id for d, g in self.qrels[q].items())
         ]
         query_ids = set(sorted(solvable, key=stable_hash)[:num_queries])
         qrels = {q: grades for q, grades in self.qrels.items() if q in query_ids}

@@ -22,8 +22,9 @@ def project_root() -> Path:
 def load_collection(name_or_folder: str | Path, split: str = "test") -> Collection:
     """Load a test collection by name or from a folder in BEIR layout.
 
-    A name is looked for in `$DPR_DATA_DIR`, then in the repository's `data/`. A BEIR collection
-    found in neither is downloaded into `data/` and checked against its published md5.
+    A name is looked for in `$DPR_DATA_DIR`, in the repository's `data/`, and among the folders here and in
+    the repository. A BEIR collection found nowhere is downloaded into `data/` and checked against its
+    published md5.
 
     Args:
         name_or_folder: `docstrings` (from installed packages, nothing to download), a BEIR set (`scifact`,
@@ -41,13 +42,13 @@ def load_collection(name_or_folder: str | Path, split: str = "test") -> Collecti
         from dpr.data.docstrings import load_docstrings
 
         return load_docstrings(split, project_root() / "data" / "docstrings")
+    places = [Path(name), project_root() / name] if name else []
+    here = next((place for place in places if place.is_dir()), None)
     if isinstance(name_or_folder, Path) or os.sep in name or name.startswith("."):
-        places = [Path(name), project_root() / name]
-        folder = next((place for place in places if place.is_dir()), None)
-        if folder is None:
+        if here is None:
             raise FileNotFoundError(f"{name}: no such folder; a path must be a folder in BEIR layout")
-        return read_beir(folder, split)
-    folder = find_data(name)
+        return read_beir(here, split)
+    folder = find_data(name) or here
     if folder is None:
         from dpr.data.download import download_beir
 

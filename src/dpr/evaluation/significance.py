@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from string import ascii_lowercase
 
 import numpy as np
 from scipy import optimize, stats
@@ -10,7 +12,9 @@ from dpr.arguments import checked
 from dpr.data.trec import Qrels
 from dpr.evaluation.metrics import evaluate
 
-SHOWN_LEVEL, SHOWN_POWER = 0.05, 0.8  # level and power of the test in `smallest_difference`
+LEVEL = 0.01  # a difference is proven if its corrected p is at most this: one rule for the whole project
+POWER = 0.8  # how often a true difference of the smallest provable size shows
+TIE = 1e-5  # values of a query that differ by no more are equal: kept results are rounded to 6 digits
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,10 @@ class Comparison:
         difference: That mean minus the baseline's.
         p_value: Two-sided p of Fisher's randomisation test, corrected by Holm's method.
         significant: Whether `p_value` is at most the requested level.
-        smallest_difference: The smallest true difference that a test would detect with this number of
-            queries and this spread (paired t-test, two-sided level 0.05, power 0.8).
-        wins: Number of queries on which the run is better than the baseline.
-        losses: Number of queries on which it is worse.
+        smallest_difference: The smallest true difference that a test at that level would detect with this
+            number of queries and this spread, four times out of five (paired t-test, power 0.8).
+        wins: Number of queries on which the run is better than the baseline, by more than `TIE`.
+        losses: Number of queries on which it is worse, by more than `TIE`.
     """
 
     system: str
@@ -48,7 +52,7 @@ def compare(
     baseline: str,
     metric: str = "nDCG@10",
     num_permutations: int = 100_000,
-    level: float = 0.01,
+    level: float = LEVEL,
     seed: int = 0,
 ) -> list[Comparison]:
     """Test every run against the baseline, paired by query.
@@ -82,7 +86,7 @@ def compare_per_query(
     baseline: str,
     metric: str = "nDCG@10",
     num_permutations: int = 100_000,
-    level: float = 0.01,
+    level: float = LEVEL,
     seed: int = 0,
 ) -> list[Comparison]:
     """Do the same as `compare` from per-query values, such as means over a model's seeds.
@@ -113,7 +117,8 @@ def compare_per_query(
     values = {s: np.array([found[query_id] for query_id in query_ids]) for s, found in per_query.items()}
     others = [system for system in per_query if system != baseline]
     differences = {system: values[system] - values[baseline] for system in others}
-    p_values = holm([randomisation_test(differences[s], num_permutations, seed) for s in others])
+    stacked = np.stack([differences[system] for system in others], axis=1)  # [Q, S]
+    p_values = holm(randomisation_test(stacked, num_permutations, seed))
     return [
         Comparison(
             system=system,
@@ -122,15 +127,17 @@ def compare_per_query(
             difference=float(differences[system].mean()),
             p_value=p,
             significant=p <= level,
-            smallest_difference=smallest_difference(differences[system]),
-            wins=int((differences[system] > 0).sum()),
-            losses=int((differences[system] < 0).sum()),
+            smallest_difference=smallest_difference(differences[system], level),
+            wins=int((differences[system] > TIE).sum()),
+            losses=int((differences[system] < -TIE).sum()),
         )
         for system, p in zip(others, p_values, strict=True)
     ]
 
 
-def randomisation_test(differences: np.ndarray, num_permutations: int = 100_000, seed: int = 0) -> float:
+def randomisation_test(
+    differences: np.ndarray, num_permutations: int = 100_000, seed: int = 0
+) -> float | np.ndarray:
     """Two-sided p of Fisher's paired randomisation test.
 
     Under the null hypothesis the two systems could be swapped on any query, so the signs of the
@@ -138,27 +145,30 @@ def randomisation_test(differences: np.ndarray, num_permutations: int = 100_000,
     whose random state its seed does not set.
 
     Args:
-        differences: float array [Q], one system's values minus the other's.
+        differences: float array [Q], one system's values minus the other's; or [Q, S] for S such pairs, which
+            are tested with the same signs.
         num_permutations: Number of random sign patterns; if 2^Q is no more than this, all are used.
         seed: Seed of the random signs.
 
     Returns:
-        p, at most 1 and at least 2 / (num_permutations + 1), or 2 / 2^Q if all patterns are used.
+        p, at most 1 and at least 2 / (num_permutations + 1), or 2 / 2^Q if all patterns are used; for S pairs
+        float [S].
 
     Source: Fisher 1935; Smucker, Allan and Carterette 2007.
     """
-    if not np.any(differences):
-        return 1.0
+    differences = np.asarray(differences, dtype=np.float64)
     result = stats.permutation_test(
-        (np.asarray(differences, dtype=np.float64),),
+        (differences,),
         lambda sample, axis: np.mean(sample, axis=axis),
         permutation_type="samples",
         vectorized=True,
         n_resamples=num_permutations,
-        batch=5_000,
+        batch=max(1, 1_500_000 // max(differences.size, 1)),
         rng=np.random.default_rng(seed),
+        axis=0,
     )
-    return float(result.pvalue)
+    p_values = np.where(differences.any(axis=0), result.pvalue, 1.0)
+    return p_values if differences.ndim > 1 else float(p_values)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -178,13 +188,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def smallest_difference(differences: np.ndarray) -> float:
+def smallest_difference(differences: np.ndarray, level: float = LEVEL) -> float:
     """The smallest true mean difference that a paired t-test would detect four times out of five.
 
-    The test is two-sided, with level `SHOWN_LEVEL` and power `SHOWN_POWER`.
+    The test is two-sided, with power `POWER`. It is of one pair of systems: Holm's correction for several
+    asks for more.
 
     Args:
         differences: float array [Q], Q at least 2; only their spread and number matter.
+        level: The test's level.
 
     Returns:
         A difference in the metric's unit; 0 if all differences are equal.
@@ -199,10 +211,51 @@ def smallest_difference(differences: np.ndarray) -> float:
     if num_queries < 2:
         raise ValueError(f"a spread needs at least 2 queries, got {num_queries}")
     degrees = num_queries - 1
-    critical = stats.t.ppf(1 - SHOWN_LEVEL / 2, degrees)
+    critical = stats.t.ppf(1 - level / 2, degrees)
 
     def missing_power(shift: float) -> float:  # the other tail adds less than 1e-5 and is left out
-        return stats.nct.sf(critical, degrees, shift) - SHOWN_POWER
+        return stats.nct.sf(critical, degrees, shift) - POWER
 
     shift = optimize.brentq(missing_power, 0.0, 2 * critical + 2)
     return float(shift * np.std(differences, ddof=1) / np.sqrt(num_queries))
+
+
+@checked
+def superscripts(
+    per_query: Mapping[str, Mapping[str, float]], level: float = LEVEL, num_permutations: int = 100_000
+) -> dict[str, str]:
+    """Say for each system which others it is proven better than, as ranx's tables do.
+
+    The systems are named a, b, c, … in the order given. Every pair is tested (Fisher's randomisation test),
+    and the p-values of all pairs are corrected together (Holm).
+
+    Args:
+        per_query: System name → query_id → value; all systems have the same queries, two or more.
+        level: A difference is proven if its corrected p is at most this.
+        num_permutations: As in `compare`.
+
+    Returns:
+        System name → letters of the systems that it is proven better than, in alphabetical order.
+
+    Raises:
+        ValueError: More than 26 systems, or systems with values for other queries.
+    """
+    systems = list(per_query)
+    if len(systems) < 2:
+        return dict.fromkeys(systems, "")
+    if len(systems) > len(ascii_lowercase):
+        raise ValueError(f"{len(systems)} systems, there are letters for {len(ascii_lowercase)}")
+    query_ids = list(per_query[systems[0]])
+    other = next((s for s in systems if set(per_query[s]) != set(query_ids)), None)
+    if other is not None:
+        raise ValueError(f"{other} has values for other queries than {systems[0]}")
+    values = {s: np.array([per_query[s][q] for q in query_ids]) for s in systems}
+    pairs = list(combinations(systems, 2))
+    differences = np.stack([values[first] - values[second] for first, second in pairs], axis=1)  # [Q, pairs]
+    p_values = holm(randomisation_test(differences, num_permutations))
+    better: dict[str, list[str]] = {system: [] for system in systems}
+    for (first, second), difference, p in zip(pairs, differences.T, p_values, strict=True):
+        if p <= level:
+            winner, loser = (first, second) if difference.mean() > 0 else (second, first)
+            better[winner].append(ascii_lowercase[systems.index(loser)])
+    return {system: "".join(sorted(letters)) for system, letters in better.items()}

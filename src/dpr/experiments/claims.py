@@ -25,9 +25,12 @@ def quoted(text: str) -> str:
 class Claims:
     """Checks claims when called, and records them in `rows`.
 
+    A claim about the code is called as `check(…)` and must always hold. A claim about the data, which may be
+    otherwise in another collection, is called as `check.data(…)`.
+
     Args:
-        strict: Whether a claim that fails raises an error. If not, as on data that nobody has seen before, it
-            is recorded as failed, with a warning.
+        strict: Whether a claim about the data that fails raises an error. If not, as on a collection that
+            nobody has seen before, it is recorded as "not so here", with a warning.
 
     >>> check = Claims()
     >>> check("half is between a third and one", 0.5, low=0.3, high=1)
@@ -49,10 +52,22 @@ class Claims:
             high: Largest value for which it holds; an unexplained gain is an error too.
 
         Raises:
-            AssertionError: The value is outside the bounds or NaN, and the claims are strict; the message
-                names all of them.
+            AssertionError: The value is outside the bounds or NaN; the message names all of them.
             ValueError: Neither bound is given.
         """
+        self._record(claim, value, low, high, True)
+
+    def data(self, claim: str, value: float, low: float = -math.inf, high: float = math.inf) -> None:
+        """Check a claim about the data; the arguments are those of a call.
+
+        Raises:
+            AssertionError: As in a call, if the claims are strict.
+            ValueError: Neither bound is given.
+        """
+        self._record(claim, value, low, high, self._strict)
+
+    def _record(self, claim: str, value: float, low: float, high: float, strict: bool) -> None:
+        """Record a claim; raise an error if it fails and `strict`, else warn."""
         if low == -math.inf and high == math.inf:
             raise ValueError(f"claim {claim!r} has no bound: it could not fail")
         bounds = f"{low:g} to {high:g}"
@@ -64,8 +79,8 @@ class Claims:
             bounds = f"{low:g}"
         if not low <= value <= high:
             message = f"claim failed: {claim}: got {value:.6g}, expected {bounds}"
-            if self._strict:
+            if strict:
                 raise AssertionError(message)
-            warnings.warn(message, stacklevel=2)
+            warnings.warn(message, stacklevel=3)
             bounds += ": not so here"
         self.rows.append((claim, f"{float(value):.4g}", bounds))

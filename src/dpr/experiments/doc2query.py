@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from transformers import TrainerCallback
 
@@ -150,18 +151,20 @@ class KeptGenerator:
     def training(self) -> Training:
         """The training's record and history, read from `runs/` or made by training."""
         path = self.space.kept_training(self.tag)
-        record = describe_generator_training(
-            self.start, self.data, self.settings, self.validation, [self.tag]
-        )
-        kept = read_kept_training(path, record)
+        kept = read_kept_training(path, self._record)
         if kept is None:
             keep_training(path, self._trained)
         return kept or self._trained
 
     @cached_property
+    def _record(self) -> dict[str, Any]:
+        """What the training is made from."""
+        return describe_generator_training(self.start, self.data, self.settings, self.validation, [self.tag])
+
+    @cached_property
     def _trained(self) -> TrainedGenerator:
         """The training with the generator itself, which is read if its training is finished."""
-        folder = self.space.model_folder(self.data.name, self.tag)
+        folder = self.space.training_folder(self.data.name, self.tag, self._record)
         how = {"validation": self.validation, "tags": [self.tag], "callbacks": self.callbacks}
         return train_generator(self.start, self.data, folder, self.settings, **how)
 

@@ -10,7 +10,7 @@ from dpr.data.training_data import TrainingData
 from dpr.data.trec import Run
 from dpr.experiments.plots import plot_training
 from dpr.experiments.results import Result, load_result
-from dpr.experiments.workspace import Workspace
+from dpr.experiments.workspace import Workspace, fits
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 from dpr.search.bm25 import BM25
@@ -38,14 +38,14 @@ def bm25_hits(space: Workspace, data: TrainingData, depth: int) -> tuple[Run, di
     """What BM25 finds for the training queries in the whole corpus, to mine hard negatives from.
 
     Args:
-        space: The workspace whose collection's train split `data` comes from.
+        space: The workspace whose training data it is.
         data: The training queries.
         depth: Hits per query.
 
     Returns:
         The run, and the corpus as doc_id → text.
     """
-    corpus = space.splits["train"]
+    corpus = space.training_splits["train"]
     bm25 = BM25.build(corpus, space.index_folder(corpus))
     run = bm25.search({example.query_id: example.query for example in data.examples}, depth)
     return run, {passage.doc_id: passage.contents for passage in corpus.passages}
@@ -82,7 +82,8 @@ def train_and_search(
 ) -> FineTuned:
     """Fine-tune an encoder, search for the test queries, and save both in `runs/`, unless already there.
 
-    The model is written to `models/<data>/<tag>`. Passages are cut to the profile's `training_length` in
+    The model is written to `models/<data>/<tag>`, or to a folder beside it if that holds another training.
+    Passages are cut to the profile's `training_length` in
     training and to its `passage_max_length` in search.
 
     Args:
@@ -100,12 +101,12 @@ def train_and_search(
         ValueError: An error of `train`.
     """
     start = _with_passage_length(encoder, space.profile.training_length)
-    path = space.kept_training(tag)
-    kept = read_kept_training(path, describe_training(start, data, settings, validation, [tag]))
+    path, record = space.kept_training(tag), describe_training(start, data, settings, validation, [tag])
+    kept = read_kept_training(path, record)
     result = kept and _saved_result(space, tag, collection, kept.finished.get("searched"))
     if result:
         return FineTuned(result, kept)
-    folder = space.model_folder(data.name, tag)
+    folder = space.training_folder(data.name, tag, record)
     trained = train(start, data, folder, settings, validation=validation, tags=[tag], callbacks=callbacks)
     ready = _with_passage_length(trained.encoder, space.profile.passage_max_length)
     _, result = space.search_and_save(
@@ -127,8 +128,7 @@ def _saved_result(space: Workspace, tag: str, collection: Collection, model: str
         result = load_result(space.runs, tag)
     except (FileNotFoundError, ValueError):
         return None
-    used = {"passages": collection.fingerprint, "queries": collection.queries_fingerprint}
-    same = result.metadata["fingerprints"] == used and result.metadata["config"].get("model") == model
+    same = fits(result, collection) and result.metadata["config"].get("model") == model
     return result if same else None
 
 

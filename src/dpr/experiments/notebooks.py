@@ -11,21 +11,39 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
 from dpr.data.loading import project_root
-from dpr.experiments.profiles import get_profile
+from dpr.experiments.profiles import get_profile, with_settings
 from dpr.files import atomic_path, crc32, locked, read_json, write_text
 from dpr.provenance import hardware
 
 PARAMETER = re.compile(r"^([A-Z][A-Z0-9_]*)(\s*=\s*)(.+?)(\s*#.*)?$")
 # Seconds of each notebook on `sample` with two idle cores, to estimate how long the rest will take
-SAMPLE_SECONDS = {"01": 9, "02": 16, "03": 50, "04": 90, "05": 70, "06": 110, "07": 10}
+SAMPLE_SECONDS = {"00": 25, "01": 9, "02": 16, "03": 70, "04": 90, "05": 70, "06": 110, "07": 10, "10": 15}
 RENDERED = re.compile(r"^\*Rendered .*\*$", re.MULTILINE)
+
+
+def parameters_of(notebook: nbformat.NotebookNode) -> dict[str, tuple[int, re.Match]]:
+    """The parameters of a notebook: name → its line in the cell tagged `parameters`, and its parts.
+
+    Raises:
+        ValueError: There is not exactly one such cell.
+    """
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ValueError(f"expected one cell tagged parameters, found {len(cells)}")
+    found = {}
+    for row, line in enumerate(cells[0].source.splitlines()):
+        match = PARAMETER.match(line)
+        if match:
+            ast.literal_eval(match.group(3))
+            found[match.group(1)] = (row, match)
+    return found
 
 
 def set_parameters(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> None:
@@ -41,16 +59,9 @@ def set_parameters(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> N
     Raises:
         ValueError: There is not exactly one such cell, or it lacks a name.
     """
-    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    if len(cells) != 1:
-        raise ValueError(f"expected one cell tagged parameters, found {len(cells)}")
-    lines = cells[0].source.splitlines()
-    known = {}
-    for row, line in enumerate(lines):
-        match = PARAMETER.match(line)
-        if match:
-            ast.literal_eval(match.group(3))
-            known[match.group(1)] = (row, match)
+    known = parameters_of(notebook)
+    [cell] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    lines = cell.source.splitlines()
     unknown = set(values) - set(known)
     if unknown:
         raise ValueError(
@@ -60,7 +71,7 @@ def set_parameters(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> N
         row, match = known[name]
         literal = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
         lines[row] = f"{name}{match.group(2)}{literal}{match.group(4) or ''}"
-    cells[0].source = "\n".join(lines)
+    cell.source = "\n".join(lines)
 
 
 def clean(notebook: nbformat.NotebookNode, note: str) -> None:
@@ -121,8 +132,8 @@ def execute_notebook(path: Path, target: Path, parameters: dict[str, Any]) -> fl
             raise
         seconds = time.perf_counter() - start
         done = nbformat.read(executed, as_version=4)
-    profile = parameters.get("PROFILE", "")
-    clean(done, f"on `{profile}` in {seconds / 60:.1f} minutes on {hardware()}.")
+    profile = f"on `{parameters['PROFILE']}` " if "PROFILE" in parameters else ""
+    clean(done, f"{profile}in {seconds / 60:.1f} minutes on {hardware()}.")
     with atomic_path(target) as temporary:
         nbformat.write(done, temporary)
     return seconds
@@ -147,7 +158,9 @@ def extract_figures(notebook: Path, folder: Path) -> list[Path]:
         earlier.unlink()
 
 
-def run_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
+def run_all(
+    command: str, profile: str, only: Sequence[str] = (), settings: Mapping[str, Any] | None = None
+) -> None:
     """Execute the notebooks in order; on `sample` also print about how long the rest will take.
 
     If all were to be executed and that was interrupted, notebooks already done are not executed again, as
@@ -158,12 +171,14 @@ def run_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
             notebooks to build/<profile>; `render` writes both over the committed files.
         profile: The profile's name or a folder, as `get_profile` takes it.
         only: Numbers of the notebooks to execute, such as `02`; empty for all.
+        settings: Settings of the profile to change, as `with_settings` takes them.
 
     Raises:
-        ValueError: An unknown profile, a number without a notebook, or another process doing the same.
+        ValueError: An unknown profile or setting, a number without a notebook, or another process doing the
+            same.
         FileNotFoundError: No notebooks are found, as this was not started in the repository.
     """
-    get_profile(profile)
+    with_settings(get_profile(profile), settings or {})
     root = project_root()
     all_paths = {path.name[:2]: path for path in sorted((root / "notebooks").glob("[0-9]*.ipynb"))}
     if not all_paths:
@@ -174,12 +189,15 @@ def run_all(command: str, profile: str, only: Sequence[str] = ()) -> None:
     paths = [path for number, path in all_paths.items() if not only or number in only]
     build = root / "build" / Path(profile).name
     with locked(build / ".lock"):
-        _run(command, profile, paths, build, None if only or command != "run" else build / ".unfinished.json")
+        journal = None if only or settings or command != "run" else build / ".unfinished.json"
+        _run(command, {"PROFILE": profile, "SETTINGS": dict(settings or {})}, paths, build, journal)
 
 
-def _run(command: str, profile: str, paths: Sequence[Path], build: Path, journal: Path | None) -> None:
+def _run(
+    command: str, given: dict[str, Any], paths: Sequence[Path], build: Path, journal: Path | None
+) -> None:
     """Execute notebooks as `run_all` does; the journal records those that are done until all are."""
-    state, done = _state_of_code(paths), {}
+    profile, state, done = given["PROFILE"], _state_of_code(paths), {}
     if journal and journal.is_file():
         found = read_json(journal, "state", "done")
         done = found["done"] if found["state"] == state else {}
@@ -193,10 +211,9 @@ def _run(command: str, profile: str, paths: Sequence[Path], build: Path, journal
             figures += sorted((build / "figures").glob(f"{path.stem}-*.png"))
             continue
         print(f"{path.name} on {profile} …", flush=True)
-        parameters = {"PROFILE": profile}
-        if command != "render":
-            parameters["OUTPUT"] = str(build) if command == "run" else ""
-        seconds = execute_notebook(path, target, parameters)
+        output = {} if command == "render" else {"OUTPUT": str(build) if command == "run" else ""}
+        has = parameters_of(nbformat.read(path, as_version=4))
+        seconds = execute_notebook(path, target, {k: v for k, v in (given | output).items() if k in has})
         if command != "render":
             figures += extract_figures(target, build / "figures")
         if journal:
@@ -210,8 +227,11 @@ def _run(command: str, profile: str, paths: Sequence[Path], build: Path, journal
         journal.unlink(missing_ok=True)
     if command == "run":
         from dpr.experiments.report import results_table
+        from dpr.experiments.results import load_results
 
         for folder in sorted((build / "runs").glob("*")):
+            if not load_results(folder):
+                continue  # nothing but variants
             print(f"\n{results_table(folder)}\n")
         print(f"notebooks: {build / 'notebooks'}\nruns:      {build / 'runs'}")
         print(f"figures:   {build / 'figures'} ({len(figures)})")
@@ -223,16 +243,30 @@ def _state_of_code(notebooks: Sequence[Path]) -> str:
     return f"{crc32(*sorted(package.rglob('*.py')), *notebooks):08x}"
 
 
+def _setting(text: str) -> tuple[str, Any]:
+    """Name and value from `name=value`; what is no Python literal is a string."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set {text}: expected NAME=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; `make help` lists its usual calls."""
     parser = argparse.ArgumentParser(prog="python -m dpr.experiments.notebooks", description=__doc__)
     parser.add_argument("command", choices=["run", "render", "runs"])
     parser.add_argument("--profile", required=True)
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings, as training.batch_size=16"
+    )
     parser.add_argument("--only", nargs="*", default=[], help="numbers of the notebooks to execute, as 02")
     given = parser.parse_args(arguments)
     sys.stdout.reconfigure(errors="replace")  # a terminal may know only ASCII
     try:
-        run_all(given.command, given.profile, given.only)
+        run_all(given.command, given.profile, given.only, dict(map(_setting, given.set)))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

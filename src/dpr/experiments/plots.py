@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,7 +14,7 @@ from dpr.search.bm25 import Tuning
 
 SIZE = (6.0, 3.5)  # inches
 BLUE, GREY, RED = "#3b6ea5", "#8a8a8a", "#c0504d"
-COLOURS = (BLUE, RED, "#5a9e6f", "#8064a2", "#d99a3d", "#4bacc6")
+COLOURS = (BLUE, RED, "#5a9e6f", "#8064a2", "#d99a3d", "#4bacc6", "#7f5f3f", "#e07ba8", "#222222", "#9bbb59")
 
 
 class Plot(Figure):
@@ -97,7 +98,7 @@ def plot_length_by_rank(
 ) -> Plot:
     """Median document length in words at each rank, float [depth] per system, with two medians to compare."""
     figure, axes = _axes(title, "rank", "median words in a document")
-    for (system, words), colour in zip(by_rank.items(), COLOURS, strict=False):
+    for (system, words), colour in zip(by_rank.items(), cycle(COLOURS), strict=False):
         axes.plot(np.arange(1, len(words) + 1), words, marker="o", markersize=3, color=colour, label=system)
     axes.axhline(collection_median, color=GREY, linestyle="--", label="all documents")
     axes.axhline(relevant_median, color="black", linestyle=":", label="relevant documents")
@@ -112,7 +113,7 @@ def plot_ann(results: Sequence[AnnResult], title: str) -> Plot:
     front = pareto(results)
     axes.plot([r.recall_10 for r in front], [r.queries_per_s for r in front], color="black", linewidth=0.8)
     kinds = dict.fromkeys(r.kind for r in results)
-    for kind, colour in zip(kinds, ("black", *COLOURS), strict=False):
+    for kind, colour in zip(kinds, cycle(("black", *COLOURS)), strict=False):
         rows = [r for r in results if r.kind == kind]
         axes.scatter(
             [r.recall_10 for r in rows],
@@ -169,7 +170,7 @@ def plot_systems(
 def plot_overfit(losses: Mapping[str, Sequence[float]], chance: float, below: float, title: str) -> Plot:
     """Training loss by step, float [steps] per variant, with chance and the bound it must fall below."""
     figure, axes = _axes(title, "step", "training loss")
-    for (name, values), colour in zip(losses.items(), COLOURS, strict=False):
+    for (name, values), colour in zip(losses.items(), cycle(COLOURS), strict=False):
         steps = np.arange(1, len(values) + 1)
         axes.plot(steps, np.maximum(values, 1e-5), color=colour, label=name, marker="o", markersize=3)
     axes.axhline(chance, color=GREY, linestyle="--", label=f"chance, ln B = {chance:.2f}")
@@ -198,13 +199,14 @@ def plot_training(history: Sequence[Mapping[str, float]], metric: str, title: st
         ("gradient norm", (("grad_norm", train, "gradient norm"),)),
     )
     for axes, (ylabel, lines) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        for (field, rows, label), colour in zip(lines, COLOURS, strict=False):
+        for (field, rows, label), colour in zip(lines, cycle(COLOURS), strict=False):
             values = [(row["step"], row[field]) for row in rows]
             axes.plot(*zip(*values, strict=True), color=colour, label=label, marker="o", markersize=2)
         axes.set_xlabel("step")
         axes.set_ylabel(ylabel)
         axes.spines[["top", "right"]].set_visible(False)
     panel = figure.axes[0]
+    panel.set_yscale("log")  # else the lines of chance press the curves flat
     if "chance_loss" in train[0]:
         panel.axhline(train[0]["chance_loss"], color=GREY, linestyle="--", label="chance in training")
         panel.axhline(found[0]["eval_chance_loss"], color=GREY, linestyle=":", label="chance in validation")
@@ -213,13 +215,18 @@ def plot_training(history: Sequence[Mapping[str, float]], metric: str, title: st
 
 
 def plot_by_number(
-    curves: Mapping[str, Mapping[int, float]], baseline: float, xlabel: str, ylabel: str, title: str
+    curves: Mapping[str, Mapping[int, float]],
+    baseline: float,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    baseline_label: str = "without",
 ) -> Plot:
-    """One line per variant by a number such as queries per passage; `baseline` is the value without any."""
+    """One line per variant by a number such as queries per passage; `baseline` is a value to compare with."""
     figure, axes = _axes(title, xlabel, ylabel)
-    for (name, values), colour in zip(curves.items(), COLOURS, strict=False):
+    for (name, values), colour in zip(curves.items(), cycle(COLOURS), strict=False):
         axes.plot(list(values), list(values.values()), color=colour, marker="o", markersize=4, label=name)
-    axes.axhline(baseline, color=GREY, linestyle="--", label="without")
+    axes.axhline(baseline, color=GREY, linestyle="--", label=baseline_label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
@@ -228,12 +235,89 @@ def plot_by_number(
 def plot_loss_and_metric(
     histories: Mapping[str, Sequence[Mapping[str, float]]], metric: str, title: str
 ) -> Plot:
-    """Validation metric by validation loss: a line for each training, a point for each evaluation."""
+    """Validation metric by validation loss: a line for each training, a point for each evaluation.
+
+    The last evaluation of each is a star.
+    """
     figure, axes = _axes(title, "validation loss", f"{metric} in validation")
-    for (name, history), colour in zip(histories.items(), COLOURS, strict=False):
+    for (name, history), colour in zip(histories.items(), cycle(COLOURS), strict=False):
         found = [line for line in history if "eval_loss" in line]
         losses, values = ([line[field] for line in found] for field in ("eval_loss", f"eval_{metric}"))
         axes.plot(losses, values, color=colour, marker="o", markersize=4, linewidth=0.8, label=name)
-        axes.annotate("last", (losses[-1], values[-1]), fontsize=7, textcoords="offset points", xytext=(4, 4))
+        axes.plot(losses[-1:], values[-1:], color=colour, marker="*", markersize=12)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def plot_plane(vectors: Mapping[str, Sequence[float]], title: str) -> Plot:
+    """Vectors in two dimensions, float [2] each, as named arrows, with the circle of length 1."""
+    figure, axes = _axes(title, "first value", "second value")
+    turn = np.linspace(0, 2 * np.pi, 181)
+    axes.plot(np.cos(turn), np.sin(turn), color=GREY, linestyle="--", linewidth=0.8, label="length 1")
+    coloured = zip(vectors.items(), cycle(COLOURS), strict=False)
+    for (name, (x, y)), colour in sorted(coloured, key=lambda arrow: -np.hypot(*arrow[0][1])):
+        axes.quiver(0, 0, x, y, angles="xy", scale_units="xy", scale=1, width=0.006, color=colour)
+        side, end = (-1 if x < 0 else 1), (-1 if y < 0 else 1)
+        how = {"ha": "right" if side < 0 else "left", "va": "top" if end < 0 else "bottom", "color": colour}
+        label = axes.annotate(name, (x, y), (4 * side, 2 * end), textcoords="offset points", **how)
+        label.set_in_layout(False)  # else each drawing has another size
+    axes.update_datalim([*vectors.values()])
+    axes.margins(0.15)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
+    return figure
+
+
+def plot_bars(values: Mapping[str, float], xlabel: str, title: str) -> Plot:
+    """One bar a name, first name on top, with its value; the best in blue, the others in grey."""
+    figure, axes = _axes(title, xlabel, "")
+    names, best = list(values)[::-1], max(values.values())
+    colours = [BLUE if values[name] == best else GREY for name in names]
+    axes.barh(names, [values[name] for name in names], color=colours, height=0.7)
+    for row, name in enumerate(names):
+        axes.text(values[name], row, f" {values[name]:.3f}", va="center", fontsize=8)
+    axes.set_xlim(0, best * 1.15)
+    return figure
+
+
+def plot_visibility(grids: Mapping[str, tuple[np.ndarray, Sequence[str], Sequence[str]]], title: str) -> Plot:
+    """A panel for each model: a cell is dark where its row's output changes with its column's token.
+
+    Args:
+        grids: Name → grid, bool [R, C]; labels of its R rows; labels of its C columns.
+        title: The figure's title.
+    """
+    figure = Plot(figsize=(6.0, 4.6), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    for number, (name, (grid, rows, columns)) in enumerate(grids.items(), start=1):
+        axes = figure.add_subplot(2, -(-len(grids) // 2), number)
+        axes.pcolormesh(grid, cmap="Blues", vmin=0, vmax=1.4, edgecolors="lightgrey", linewidth=0.8)
+        axes.set_xticks(np.arange(len(columns)) + 0.5, columns, fontsize=7, rotation=90)
+        axes.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=7)
+        axes.set_xlabel("token exchanged", fontsize=7)
+        axes.set_ylabel("output", fontsize=7)
+        axes.text(0.5, 1.04, name, transform=axes.transAxes, ha="center", fontsize=9)
+        axes.invert_yaxis()
+        axes.tick_params(length=0)
+        axes.set_aspect("equal")
+    return figure
+
+
+def plot_by_step(
+    lines: Mapping[str, Mapping[int, float]],
+    ylabel: str,
+    title: str,
+    points: Mapping[str, Mapping[int, float]] | None = None,
+) -> Plot:
+    """Curves by training step, each step → value, with rings on the steps of `points` in the same colours."""
+    figure, axes = _axes(title, "step", ylabel)
+    for (name, values), colour in zip(lines.items(), cycle(COLOURS), strict=False):
+        axes.plot(list(values), list(values.values()), color=colour, label=name)
+    for number, ((name, values), colour) in enumerate(
+        zip((points or {}).items(), cycle(COLOURS), strict=False)
+    ):
+        how = {"facecolors": "none", "edgecolors": colour, "s": 30 + 40 * number, "zorder": 3}
+        axes.scatter(list(values), list(values.values()), label=name, **how)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure

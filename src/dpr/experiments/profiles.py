@@ -1,8 +1,13 @@
 """Profiles: settings of the same notebooks, from two cores without network to the full task on a GPU."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from dpr.arguments import check_fields_of
+from dpr.data.download import BEIR_MD5
+from dpr.data.loading import find_data, project_root
 from dpr.training.settings import GeneratorSettings, TrainingSettings, check_fields
 
 
@@ -51,12 +56,12 @@ class Profile:
     Args:
         name: The profile's name, which is the value of `PROFILE`.
         collection: The collection's name, or a folder in BEIR layout, as `load_collection` takes it.
-        training_set: What the bi-encoder is fine-tuned on: `train` for the collection's own
-            train judgements, or the name of a set of triples.
+        training_set: What the bi-encoder is fine-tuned on: `train` for the collection's own train
+            judgements, `<collection>/train` for those of another one, or the name of a set of triples.
         base_model: The checkpoint that fine-tuning starts from.
         encoders: Trained bi-encoders to measure; the first one is examined more closely.
         depth: Hits per query in a search; the saved run has fewer.
-        query_max_length: Queries are cut to this many tokens.
+        query_max_length: Queries are cut to this many tokens; None: `Workspace.lengths` chooses by the data.
         passage_max_length: Passages are cut to this many tokens in search.
         training: Settings of fine-tuning; its seed is replaced by each of `seeds`.
         training_length: Passages are cut to this many tokens in training; fewer than in search is quicker.
@@ -66,6 +71,7 @@ class Profile:
         factors: Whether to also fine-tune with one factor changed at a time, which takes an hour on a CPU.
         triples: Name of a set of triples about other texts. Encoders trained on it show search without
             the collection's own judgements; skipped if the data folder lacks the set.
+        larger: Name of a larger set of passages for approximate search; skipped if it is not at hand.
         writing: Settings for the queries that expand passages.
         seeds: Seeds of fine-tuning, one training for each; the first one also seeds everything else.
         num_passages: The collection is cut to this many passages; None keeps all.
@@ -81,7 +87,7 @@ class Profile:
     base_model: str = "all-MiniLM-L6-v2"
     encoders: tuple[str, ...] = ("all-MiniLM-L6-v2",)
     depth: int = 1000
-    query_max_length: int = 64
+    query_max_length: int | None = 64
     passage_max_length: int = 256
     training: TrainingSettings = field(default_factory=TrainingSettings)
     training_length: int = 128
@@ -90,6 +96,7 @@ class Profile:
     validation_queries: int = 200
     factors: bool = False
     triples: str | None = None
+    larger: str | None = None
     writing: QueryWriting = field(default_factory=QueryWriting)
     seeds: tuple[int, ...] = (0, 1, 2)
     num_passages: int | None = None
@@ -97,10 +104,15 @@ class Profile:
 
     def __post_init__(self):
         check_fields_of(self)
-        sizes = ("depth", "query_max_length", "passage_max_length", "training_length")
-        sizes += ("validation_passages", "validation_queries")
+        sizes = (
+            "depth",
+            "passage_max_length",
+            "training_length",
+            "validation_passages",
+            "validation_queries",
+        )
         check_fields(self, "at least 1", lambda v: v >= 1, *sizes)
-        limits = ("num_passages", "num_queries")
+        limits = ("query_max_length", "num_passages", "num_queries")
         check_fields(self, "None or at least 1", lambda v: v is None or v >= 1, *limits)
         check_fields(self, "one or more", lambda v: len(v) > 0, "seeds", "encoders")
 
@@ -183,6 +195,7 @@ PROFILES = {
             validation_queries=100,
             factors=True,
             triples="squad-triples",
+            larger="msmarco-dl",
             writing=SMALL_WRITING,
         ),
         Profile(
@@ -222,18 +235,71 @@ PROFILES = {
 }
 
 
+# What the authors of an encoder trained it on, as far as it bears on what is measured here
+TRAINED_ON = dict.fromkeys(
+    ("all-MiniLM-L6-v2", "all-MiniLM-L12-v2", "all-mpnet-base-v2"),
+    "a billion pairs, MS MARCO and SQuAD among them",
+)
+
+
 def get_profile(name: str) -> Profile:
-    """Get the profile with a name, or make one for a folder in BEIR layout.
+    """Get the profile with a name, or make one for another collection.
 
     Args:
-        name: `sample`, `scifact`, `nfcorpus`, `trec-covid`, `smoke` (for tests), or the path of a
-            folder. A folder gets the settings of `scifact`, except its `factors` and `triples`.
+        name: `sample`, `scifact`, `nfcorpus`, `trec-covid` or `smoke` (for tests); or a folder in BEIR
+            layout, by its path or its name in the data folder; or the name of another BEIR set. These get
+            the settings of `scifact`, except `factors`, `triples` and `larger`; the length of queries is left
+            to the data.
 
     Raises:
-        ValueError: `name` is neither a profile's name nor a path.
+        ValueError: `name` is none of these.
     """
     if name in PROFILES:
         return PROFILES[name]
-    if "/" in name:
-        return replace(PROFILES["scifact"], name=name, collection=name, factors=False, triples=None)
-    raise ValueError(f"unknown profile {name!r}; known: {', '.join(PROFILES)}, or the path of a BEIR folder")
+    places = (Path(name), project_root() / name)
+    somewhere = name and ("/" in name or find_data(name) or any(place.is_dir() for place in places))
+    if somewhere or name in BEIR_MD5:
+        plain = {"factors": False, "triples": None, "larger": None, "query_max_length": None}
+        return replace(PROFILES["scifact"], name=name, collection=name, **plain)
+    raise ValueError(
+        f"unknown profile {name!r}; known: {', '.join(PROFILES)}, a folder in BEIR layout, a BEIR set"
+    )
+
+
+def without_judgements_to_learn_from(profile: Profile) -> Profile:
+    """The profile of a collection without train judgements: it learns from docstrings, as `sample` does."""
+    sample = PROFILES["sample"]
+    parts = ("training", "training_length", "validation_passages", "validation_queries", "writing", "seeds")
+    return replace(
+        profile, training_set="docstrings/train", **{part: getattr(sample, part) for part in parts}
+    )
+
+
+def with_settings(settings: Any, changes: Mapping[str, Any]) -> Any:
+    """Settings with some of them changed.
+
+    Args:
+        settings: A profile, or another dataclass of settings.
+        changes: Name → new value; a dot leads into settings that a setting holds, as in
+            `training.learning_rate`. A list stands for a tuple.
+
+    Raises:
+        ValueError: An unknown name; the message has those there are. Or a value that the settings refuse.
+
+    >>> with_settings(PROFILES["sample"], {"depth": 50, "training.batch_size": 8}).training.batch_size
+    8
+    """
+    known = [part.name for part in fields(settings)]
+    nested: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        first, dot, rest = str(name).partition(".")
+        if first not in known or (dot and not is_dataclass(getattr(settings, first))):
+            raise ValueError(f"no setting {name!r}; there are {', '.join(known)}")
+        if dot:
+            nested.setdefault(first, {})[rest] = value
+        else:
+            value = tuple(value) if isinstance(value, list) else value
+            settings = replace(settings, **{first: value})
+    for first, inside in nested.items():
+        settings = replace(settings, **{first: with_settings(getattr(settings, first), inside)})
+    return settings

@@ -2,31 +2,41 @@
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from string import ascii_lowercase
 
 import numpy as np
 
 from dpr.data.loading import project_root
-from dpr.evaluation.significance import smallest_difference
+from dpr.evaluation.significance import LEVEL, POWER, smallest_difference, superscripts
+from dpr.experiments.profiles import TRAINED_ON
 from dpr.experiments.published import PUBLISHED, published
-from dpr.experiments.results import Result, load_results
-from dpr.files import atomic_path, write_text
+from dpr.experiments.results import Result, load_result, load_results
+from dpr.files import atomic_path, read_json, write_text
 
 COLLECTIONS = {"scifact": "SciFact", "nfcorpus": "NFCorpus"}  # those the README shows, in this order
+SUMMARY = {  # the systems of the first table → what they are, in words
+    "bm25": "BM25: matching terms",
+    "all-MiniLM-L6-v2": "a ready MiniLM bi-encoder",
+    "all-MiniLM-L6-v2-ft": "the same, fine-tuned here",
+    "rrf-bm25-all-MiniLM-L6-v2-ft": "fine-tuned and BM25, merged",
+}
 BASELINE = "bm25"
 COLUMNS = ("nDCG@10", "RR@10", "R@100")
 FIGURE = "runs/results.png"
-BROAD_TRAINING = "all-"  # start of the names of encoders trained on a billion pairs
 SAID = {  # field of a result's settings → sentence in the caption
     "tuned_on": "`{}` was tuned on {}.",
     "trained_on": "`{}` was fine-tuned on {}.",
     "written_by": "The queries of `{}` were written by {}.",
 }
-NOTES = {True: "¹", False: ""}
+NOTE = "¹"  # of systems that use an encoder of `TRAINED_ON`
 
 
 def results_table(folder: Path) -> str:
     """A markdown table of the systems in `runs/<collection>`, best nDCG@10 first, with its caption.
+
+    Each system has a letter; behind its nDCG@10 are the letters of those it is proven better than.
 
     Raises:
         FileNotFoundError: The folder has no run.
@@ -36,32 +46,63 @@ def results_table(folder: Path) -> str:
     made_of = {tuple(r.metadata["fingerprints"].values()) for r in results.values()}
     if len(made_of) > 1:
         raise ValueError(f"{folder}: runs over different passages or queries; run the notebooks again")
-    lines = [
-        f"| system | {' | '.join(COLUMNS)} | published nDCG@10 | queries/s | index MiB | run | notebook |",
-        f"|---|{'---:|' * (len(COLUMNS) + 3)}---|---|",
-    ]
-    lines += [_row(result) for result in results.values()]
+    per_query = {system: result.evaluation.per_query[COLUMNS[0]] for system, result in results.items()}
+    several = len(next(iter(per_query.values()))) > 1
+    better_than = superscripts(per_query) if several else dict.fromkeys(results, "")
+    seen = {system: answers_seen(system, results) for system in results}
+    head = ["", "system", *COLUMNS, f"published {COLUMNS[0]}", "index MiB", "run", "notebook"]
+    rules = ["---", "---", *["---:"] * (len(COLUMNS) + 2), "---", "---"]
+    shows_seen = any(share is not None for share in seen.values())
+    if shows_seen:
+        head.insert(-2, "test queries whose answer training showed")
+        rules.insert(-2, "---:")
+    lines = [f"| {' | '.join(head)} |", f"|{'|'.join(rules)}|"]
+    for letter, (system, result) in zip(ascii_lowercase, results.items(), strict=False):
+        cells = [letter, system + (NOTE if broadly_trained(system, results) else "")]
+        cells += _cells(result, better_than[system])
+        if shows_seen:
+            cells.insert(-2, "–" if seen[system] is None else f"{seen[system]:.0%}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", _caption(results)])
 
 
-def _row(result: Result) -> str:
-    """The row of one system."""
+def _cells(result: Result, better_than: str) -> list[str]:
+    """The cells of one system from its metrics to its notebook."""
     means, theirs = result.evaluation.means, published(result.collection, result.system)
-    full = result.metadata["scope"] == "full corpus"
-    values = " | ".join(f"{means[metric]:.4f}" for metric in COLUMNS)
+    cells = [f"{means[metric]:.4f}" for metric in COLUMNS]
+    if better_than:
+        cells[0] += f" <sup>{better_than}</sup>"
     seeds = [found[COLUMNS[0]] for found in result.metadata.get("seeds", {}).values()]
     if seeds:
-        values = values.replace(" |", f" ({min(seeds):.4f}–{max(seeds):.4f}) |", 1)
-    run = f"runs/{result.collection}/{result.system}.trec.gz"
-    notebook, index_bytes = result.metadata["notebook"], result.metadata.get("index_bytes")
-    cost = "– | –"
-    if index_bytes is not None:
-        per_s = result.metadata["num_queries"] / result.metadata["wall_s"]
-        cost = f"{per_s:,.0f} | {index_bytes / 2**20:.1f}"
-    return (
-        f"| {result.system}{NOTES[BROAD_TRAINING in result.system]} | {values} "
-        f"| {f'{theirs.value:.4f}' if theirs and full else '–'} | {cost} "
-        f"| [run]({run}) | [{notebook[:2]}](notebooks/{notebook}.ipynb) |"
+        cells[0] += f" ({min(seeds):.4f}–{max(seeds):.4f})"
+    full, index_bytes = result.metadata["scope"] == "full corpus", result.metadata.get("index_bytes")
+    cells.append(f"{theirs.value:.4f}" if theirs and full else "–")
+    cells.append("–" if index_bytes is None else f"{index_bytes / 2**20:.1f}")
+    notebook = result.metadata["notebook"]
+    cells.append(f"[run](runs/{result.collection}/{result.system}.trec.gz)")
+    return [*cells, f"[{notebook[:2]}](notebooks/{notebook}.ipynb)"]
+
+
+def _and_its_parts(system: str, results: Mapping[str, Result]) -> list[Result]:
+    """A result and, if it merges others, theirs."""
+    merged = results[system].metadata["config"].get("runs", [])
+    return [results[system], *(results[part] for part in merged if part in results)]
+
+
+def broadly_trained(system: str, results: Mapping[str, Result]) -> bool:
+    """Whether a system is an encoder of `TRAINED_ON`, was fine-tuned from one, or merges one of these."""
+    parts = _and_its_parts(system, results)
+    return any(r.system in TRAINED_ON or r.metadata["config"].get("starts_from") in TRAINED_ON for r in parts)
+
+
+def answers_seen(system: str, results: Mapping[str, Result]) -> float | None:
+    """Share of the test queries with an answer that fine-tuning has shown to a system, or to a part of it.
+
+    None for a system without fine-tuning.
+    """
+    parts = _and_its_parts(system, results)
+    return next(
+        (share for r in parts if (share := r.metadata["config"].get("answers_seen")) is not None), None
     )
 
 
@@ -72,25 +113,47 @@ def _caption(results: dict[str, Result]) -> str:
     caption = (
         f"{metadata['num_queries']} {metadata['split']} queries, {metadata['scope']}, "
         f"depth {depth}, {', '.join(sorted({r.metadata['hardware'] for r in results.values()}))}. "
-        "Queries/s: all at once, encoding them included."
+        f"Raised letters: the systems that one is proven better than (Fisher, all pairs, Holm, p ≤ {LEVEL})."
     )
     smallest = {system: value for system, value in smallest_provable(results).items() if value > 0}
     if smallest:
         caption += (
             f" The smallest true nDCG@10 difference from {BASELINE} that these queries would show (paired, "
-            f"two-sided 0.05, power 0.8): {min(smallest.values()):.3f} to {max(smallest.values()):.3f}, "
-            "by system."
+            f"two-sided {LEVEL}, power {POWER}): {min(smallest.values()):.3f} to "
+            f"{max(smallest.values()):.3f}, by system."
         )
-    if any(BROAD_TRAINING in system for system in results):
-        caption += " ¹ Trained on a billion pairs, MS MARCO and SQuAD among them, by its authors."
+    known = {r.system for r in results.values()} | {
+        r.metadata["config"].get("starts_from") for r in results.values()
+    }
+    told = sorted({TRAINED_ON[name] for name in known if name in TRAINED_ON})
+    if told:
+        caption += f" {NOTE} Trained by its authors on {'; '.join(told)}."
     if any(r.metadata.get("seeds") for r in results.values()):
         caption += (
             " In parentheses the lowest and highest of several training seeds, of which the mean is shown."
         )
     for field, sentence in SAID.items():
-        told = {system: result.metadata["config"].get(field) for system, result in results.items()}
-        caption += "".join(f" {sentence.format(system, what)}" for system, what in told.items() if what)
+        said = {system: result.metadata["config"].get(field) for system, result in results.items()}
+        caption += "".join(f" {sentence.format(system, what)}" for system, what in said.items() if what)
     return caption
+
+
+def summary_table(root: Path) -> str:
+    """The README's first table: nDCG@10 of four systems on every collection, with published figures.
+
+    Raises:
+        FileNotFoundError: A collection has no run of one of the systems.
+    """
+    results = {name: {s: load_result(root / "runs" / name, s) for s in SUMMARY} for name in COLLECTIONS}
+    lines = [f"| {COLUMNS[0]} | {' | '.join(COLLECTIONS.values())} |", f"|---|{'---:|' * len(COLLECTIONS)}"]
+    for system, words in SUMMARY.items():
+        cells = []
+        for name in COLLECTIONS:
+            theirs = published(name, system)
+            shown = f" (published {theirs.value:.4f})" if theirs else ""
+            cells.append(f"{results[name][system].evaluation.means[COLUMNS[0]]:.4f}{shown}")
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def smallest_provable(results: dict[str, Result], metric: str = "nDCG@10") -> dict[str, float]:
@@ -107,10 +170,55 @@ def smallest_provable(results: dict[str, Result], metric: str = "nDCG@10") -> di
     }
 
 
+LEARN = {  # number of a notebook → what its reader learns
+    "00": "tokens, masks, pooling, cosine, loss, run files and nDCG, each by hand",
+    "01": "what a collection must be checked for before anything is measured",
+    "02": "BM25's formula, tuning without the test queries",
+    "03": "a training step by hand, schedules, memory, resuming, tracking",
+    "04": "seeds, hard negatives, variants, and how to tell learning from memory",
+    "05": "poolings, similarities, long documents, FAISS and hnswlib beside exact search",
+    "06": "query generators, BLEU and ROUGE, expansion beside copying",
+    "07": "fusion, significance, letters in a table, an evaluator checked by official scores",
+    "10": "the same on texts of your own, in ten lines and in full",
+}
+RENDERED = re.compile(r"^\*Rendered .*?in ([\d.]+) minutes on", re.MULTILINE)
+COLAB = "https://colab.research.google.com"
+
+
+def notebooks_table(root: Path) -> str:
+    """A markdown table of the notebooks: question, what one learns, minutes and a link to open it on Colab.
+
+    Question, minutes and the repository's address are those that stand in the notebooks.
+
+    Raises:
+        ValueError: A notebook lacks one of them.
+    """
+    lines = ["| notebook | question | you learn | minutes | |", "|---|---|---|---:|---|"]
+    for path in sorted((root / "notebooks").glob("[0-9]*.ipynb")):
+        sources = ["".join(cell["source"]) for cell in read_json(path, "cells")["cells"]]
+        question = re.search(r"^\*\*Question\.\*\* (.+)$", sources[0], re.MULTILINE)
+        minutes = RENDERED.search(sources[0])
+        address = re.search(r'^REPOSITORY = "https://github.com/(.+?)"', "\n".join(sources), re.MULTILINE)
+        if not (question and minutes and address):
+            raise ValueError(f"{path}: lacks its question, its minutes or REPOSITORY")
+        title = path.stem.replace("_", " ").replace("bm25", "BM25")
+        link = f"{COLAB}/github/{address.group(1)}/blob/main/notebooks/{path.name}"
+        lines.append(
+            f"| [{title}](notebooks/{path.name}) | {question.group(1)} | {LEARN[path.name[:2]]} "
+            f"| {minutes.group(1)} | [![Open in Colab]({COLAB}/assets/colab-badge.svg)]({link}) |"
+        )
+    return "\n".join(lines)
+
+
 def readme_sections(root: Path) -> dict[str, str]:
     """Marker → text to put between `<!-- marker:begin -->` and `<!-- marker:end -->` in the README."""
     tables = [f"### {title}\n\n{results_table(root / 'runs' / name)}" for name, title in COLLECTIONS.items()]
-    return {"results": "\n\n".join(tables), "expected": expected_table("trec-covid")}
+    return {
+        "summary": summary_table(root),
+        "notebooks": notebooks_table(root),
+        "results": "\n\n".join(tables),
+        "expected": expected_table("trec-covid"),
+    }
 
 
 def expected_table(collection: str) -> str:

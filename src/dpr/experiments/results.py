@@ -14,6 +14,7 @@ from dpr.evaluation.metrics import METRICS, Evaluation, evaluate
 from dpr.files import check_name, crc32, read_json, read_lines, write_json, write_text
 from dpr.provenance import git_commit, hardware
 
+WRITERS = "`save_result` writes runs, in notebooks 02, 04, 05, 06 and 07"
 KEPT_DEPTH = 100  # hits per query in the saved run file; the .csv has metrics of deeper ranks
 
 
@@ -98,7 +99,9 @@ def save_result(
     return _write(Path(folder), run.truncated(KEPT_DEPTH), metadata, evaluation)
 
 
-def save_mean_of_seeds(system: str, results: Sequence[Result]) -> Result:
+def save_mean_of_seeds(
+    system: str, results: Sequence[Result], about: Mapping[str, Any] | None = None
+) -> Result:
     """Write the result of a system trained with several seeds: each metric of each query is their mean.
 
     The run file is that of the first seed; `seeds` in the metadata has the metrics of every seed.
@@ -106,6 +109,7 @@ def save_mean_of_seeds(system: str, results: Sequence[Result]) -> Result:
     Args:
         system: The system's name; its files are written beside those of the seeds.
         results: One result per seed, over the same queries.
+        about: Further settings of the system, added to those of the first seed.
 
     Raises:
         ValueError: No result, a result without a seed, or results over different passages, queries or depths.
@@ -125,6 +129,7 @@ def save_mean_of_seeds(system: str, results: Sequence[Result]) -> Result:
     metadata = {
         **first.metadata,
         "system": system,
+        "config": {**first.metadata["config"], **(about or {})},
         "metrics": {metric: round(mean, 6) for metric, mean in means.items()},
         "seed": None,
         "seeds": {str(r.metadata["seed"]): r.metadata["metrics"] for r in results},
@@ -153,7 +158,7 @@ def load_result(folder: Path | str, system: str) -> Result:
     """Read the files of one system.
 
     Raises:
-        FileNotFoundError: A file is missing; the message says which notebooks write runs.
+        FileNotFoundError: A file is missing; the message says what writes runs.
         ValueError: A file is damaged or not the one that the .json was written with, the .csv is malformed,
             or its means are not those in the .json.
     """
@@ -162,7 +167,7 @@ def load_result(folder: Path | str, system: str) -> Result:
     paths = {ending: folder / f"{system}{ending}" for ending in (".trec.gz", ".json", ".csv")}
     for path in paths.values():
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: missing; notebooks 02 (BM25), 04 and 05 (dense) write runs")
+            raise FileNotFoundError(f"{path}: missing; {WRITERS}")
     fields = ("collection", "metrics", "num_queries", "num_missing", "ablation", "fingerprints", "config")
     metadata = read_json(paths[".json"], *fields)
     for name, checksum in metadata.get("crc32", {}).items():
@@ -207,7 +212,7 @@ def load_results(folder: Path | str, ablations: bool = False) -> dict[str, Resul
     """
     systems = [path.name.removesuffix(".trec.gz") for path in sorted(Path(folder).glob("*.trec.gz"))]
     if not systems:
-        raise FileNotFoundError(f"{folder}: no runs; notebooks 02 (BM25), 04 and 05 (dense) write them")
+        raise FileNotFoundError(f"{folder}: no runs; {WRITERS}")
     results = [load_result(folder, system) for system in systems]
     kept = [result for result in results if ablations or not result.metadata["ablation"]]
     return {r.system: r for r in sorted(kept, key=lambda r: (-r.evaluation.means["nDCG@10"], r.system))}

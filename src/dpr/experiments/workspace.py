@@ -1,26 +1,43 @@
 """The data that a notebook reads and the folders that it writes to, by its profile."""
 
+import hashlib
+import json
 import platform
+import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
+from dpr.data.audit import token_lengths
 from dpr.data.collection import Collection
-from dpr.data.loading import load_collection, load_training_data, project_root
+from dpr.data.loading import MARKERS, load_collection, load_training_data, project_root
 from dpr.data.training_data import TrainingData, as_collection
 from dpr.data.trec import Run
-from dpr.experiments.profiles import PROFILES, Profile, get_profile
-from dpr.experiments.results import Result, save_result
-from dpr.files import check_name
+from dpr.experiments.profiles import (
+    PROFILES,
+    Profile,
+    get_profile,
+    with_settings,
+    without_judgements_to_learn_from,
+)
+from dpr.experiments.results import Result, load_result, save_result
+from dpr.files import atomic_path, check_name, read_json
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 from dpr.provenance import hardware
+from dpr.search.bm25 import BM25, K1, B
 from dpr.search.encoding import Encoded, encode_collection
 from dpr.search.index import build_index
+from dpr.training.resume import IDENTITY
+from dpr.training.tracking import RECORD
 
+QUERY_LENGTHS = (64, 128, 256, 512)  # tokens; the shortest that cuts few queries is chosen
+FEW = 0.01  # share of the queries
 PACKAGES = ("torch", "transformers", "sentence-transformers", "pyserini", "ranx", "numpy")
 
 
@@ -37,14 +54,28 @@ class Workspace:
     root: Path
 
     @classmethod
-    def open(cls, profile: str, output: str = "") -> "Workspace":
+    def open(cls, profile: str, output: str = "", settings: Mapping[str, Any] | None = None) -> "Workspace":
         """Make the workspace of the profile with a name.
 
+        What took hours to make is not made again: trainings and written queries that the repository keeps for
+        the collection are copied to `output`, and read from there as long as data and settings are the same.
+        A collection without train judgements learns from those of `docstrings`.
+
         Args:
-            profile: The profile's name or a folder, as `get_profile` takes it.
-            output: The folder to write everything to; empty for the repository itself.
+            profile: The profile's name, a folder or a BEIR set, as `get_profile` takes it.
+            output: The folder to write everything to; empty for the repository, or for the current folder
+                outside of it.
+            settings: Settings of the profile to change, as `with_settings` takes them.
+
+        Raises:
+            ValueError: An unknown profile or setting.
         """
-        return cls(get_profile(profile), Path(output) if output else project_root())
+        chosen, settings = get_profile(profile), settings or {}
+        space = cls(with_settings(chosen, settings), Path(output) if output else project_root())
+        if not space.known and space.profile.training_set == "train" and space.lacks_train_judgements:
+            space = cls(with_settings(without_judgements_to_learn_from(chosen), settings), space.root)
+        space._bring_kept_trainings()
+        return space
 
     @property
     def known(self) -> bool:
@@ -53,13 +84,66 @@ class Workspace:
 
     @cached_property
     def splits(self) -> dict[str, Collection]:
-        """The uncut collection with the queries of each split: split → collection; read only once."""
+        """The uncut collection with the queries of each split: split → collection; read only once.
+
+        Raises:
+            ValueError: The collection has no judgements.
+        """
         name = self.profile.collection
         if name == "docstrings":  # here the test split has its own passages
             train = load_collection(name, "train")
             return {"train": train, "dev": train.with_split("dev"), "test": load_collection(name)}
         whole = load_collection(name)
+        if not any(whole.all_qrels.values()):
+            raise ValueError(
+                f"{name} has no judgements, by which these notebooks measure; notebook 10 searches without any"
+            )
         return {split: whole.with_split(split) for split in whole.all_qrels}
+
+    @property
+    def lacks_train_judgements(self) -> bool:
+        """Whether the collection has no train and dev judgements to learn from and to select by."""
+        return not {"train", "dev"} <= self.splits.keys()
+
+    @property
+    def mines_negatives(self) -> bool:
+        """Whether the training data comes from judgements, so that hard negatives can be mined for it."""
+        return self.profile.training_set.rpartition("/")[2] == "train"
+
+    @cached_property
+    def training_splits(self) -> dict[str, Collection]:
+        """`train` and `dev` of the collection whose judgements are learnt from; uncut."""
+        name, _, _ = self.profile.training_set.rpartition("/")
+        if not name:
+            return {split: self.splits[split] for split in ("train", "dev") if split in self.splits}
+        whole = load_collection(name, "train")
+        return {"train": whole, "dev": whole.with_split("dev")}
+
+    @cached_property
+    def lengths(self) -> dict[str, int]:
+        """Tokens that queries and passages are cut at: the keyword arguments of `BiEncoder.from_pretrained`.
+
+        If the profile leaves the length of queries open, it is the shortest of `QUERY_LENGTHS` that cuts at
+        most a hundredth of the collection's queries, and no more than the first encoder was made for.
+
+        Warns:
+            UserWarning: More than a hundredth of the queries are cut.
+        """
+        profile, chosen = self.profile, self.profile.query_max_length
+        encoder = BiEncoder.from_pretrained(profile.encoders[0])
+        texts = [text for part in self.splits.values() for text in part.queries.values()]
+        counts = token_lengths(texts, encoder.tokenizer)
+        if chosen is None:
+            enough = (n for n in QUERY_LENGTHS if (counts > n).mean() <= FEW)
+            chosen = min(next(enough, QUERY_LENGTHS[-1]), encoder.config.query_max_length)
+        cut = float((counts > chosen).mean())
+        if cut > FEW:
+            warnings.warn(
+                f"{cut:.1%} of the queries of {profile.collection} are cut at {chosen} tokens; "
+                "the setting query_max_length says where",
+                stacklevel=3,
+            )
+        return {"query_max_length": chosen, "passage_max_length": profile.passage_max_length}
 
     def collection(self, split: str = "test") -> Collection:
         """A split of the profile's collection, cut to the profile's size.
@@ -84,7 +168,7 @@ class Workspace:
         """Load the training data, and the collection to select checkpoints by.
 
         Args:
-            training_set: `train` or the name of a set of triples; by default `Profile.training_set`.
+            training_set: The name of a set of triples; by default `Profile.training_set`.
 
         Returns:
             The training data without dev and test queries, and the uncut dev split. For a set of triples
@@ -92,20 +176,23 @@ class Workspace:
             passages.
 
         Raises:
-            ValueError: The collection has no train or dev judgements of its own.
+            ValueError: The collection that is learnt from has no train or dev judgements.
         """
-        training_set, splits = training_set or self.profile.training_set, self.splits
-        own = training_set == "train"
-        lacking = [split for split in ("train", "dev") if own and split not in splits]
-        if lacking:
-            raise ValueError(
-                f"{self.profile.collection} has no {' and no '.join(lacking)} judgements to learn from: "
-                "it needs qrels/train.tsv of five queries or more"
+        judged = self.mines_negatives and training_set in (None, self.profile.training_set)
+        evaluated = [part for split, part in self.splits.items() if split != "train"]
+        if judged:
+            lacking = [split for split in ("train", "dev") if split not in self.training_splits]
+            if lacking:
+                raise ValueError(
+                    f"{self.profile.collection} has no {' and no '.join(lacking)} judgements to learn from: "
+                    "it needs qrels/train.tsv of five queries or more"
+                )
+            data, dev = (
+                TrainingData.from_collection(self.training_splits["train"]),
+                self.training_splits["dev"],
             )
-        data = TrainingData.from_collection(splits["train"]) if own else load_training_data(training_set)
-        data = data.without_queries(*(splits[split] for split in splits if split != "train"))
-        if own:
-            return data, splits["dev"]
+            return data.without_queries(*evaluated, dev), dev
+        data = load_training_data(training_set or self.profile.training_set).without_queries(*evaluated)
         data, held_out = data.split(min(0.2, 200 / len(data.examples)), self.profile.seeds[0])
         return data, as_collection(held_out)
 
@@ -113,6 +200,21 @@ class Workspace:
     def runs(self) -> Path:
         """The folder of results, `runs/<collection>`."""
         return self.root / "runs" / Path(self.profile.collection).name
+
+    def _bring_kept_trainings(self) -> None:
+        """Copy to `runs` what the repository keeps of trainings on this collection, unless it is there."""
+        repository = next((f for f in (project_root(), Path(__file__).parents[3]) if _is_repository(f)), None)
+        kept = repository and repository / "runs" / self.runs.name
+        if not kept or not (kept / "training").is_dir() or kept.resolve() == self.runs.resolve():
+            return
+        tags = [path.stem for path in (kept / "training").iterdir()]
+        files = [*(kept / "training").iterdir(), *(kept / "queries").glob("*")]
+        files += [path for tag in tags for path in kept.glob(f"{tag}.*")]
+        for path in files:
+            target = self.runs / path.relative_to(kept)
+            if not target.exists():
+                with atomic_path(target) as temporary:
+                    shutil.copyfile(path, temporary)
 
     @property
     def models(self) -> Path:
@@ -126,6 +228,20 @@ class Workspace:
             / check_name(training_set.replace("/", "-"), "the training set")
             / check_name(tag, "tag")
         )
+
+    def training_folder(self, training_set: str, tag: str, record: Mapping[str, Any]) -> Path:
+        """The folder for a training: `model_folder`, or one beside it if that holds another training.
+
+        Args:
+            training_set: As in `model_folder`.
+            tag: As in `model_folder`.
+            record: What the training is made from, as `describe_training` gives it.
+        """
+        folder, identity = self.model_folder(training_set, tag), {part: record[part] for part in IDENTITY}
+        if not (folder / RECORD).is_file() or identity.items() <= read_json(folder / RECORD).items():
+            return folder
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+        return folder.with_name(f"{tag}-{digest}")
 
     def kept_training(self, tag: str) -> Path:
         """The file with the record and history of a training: `runs/<collection>/training/<tag>.json`."""
@@ -213,6 +329,65 @@ class Workspace:
             seed=seed,
         )
         return run, result
+
+    def bm25(self, notebook: str) -> Result:
+        """The result of BM25 with default k1 and b for the test queries: the kept one, or a new one.
+
+        Args:
+            notebook: Name of the calling notebook, without the ending, for a new one.
+        """
+        collection, depth = self.collection(), self.profile.depth
+        try:
+            kept = load_result(self.runs, "bm25")
+            if fits(kept, collection) and kept.metadata["depth"] == depth:
+                return kept
+        except (FileNotFoundError, ValueError):  # none, or a damaged one: it is quickly made again
+            pass
+        index = BM25.build(collection, self.index_folder(collection))
+        start = time.perf_counter()
+        run = index.search(collection.queries, depth)
+        return save_result(
+            self.runs,
+            run,
+            collection,
+            notebook=notebook,
+            config={
+                "k1": K1,
+                "b": B,
+                "fields": "title and text in one",
+                "analysis": "Lucene English, Porter",
+            },
+            depth=depth,
+            wall_s=time.perf_counter() - start,
+            index_bytes=index.num_bytes,
+        )
+
+
+def fits(result: Result, collection: Collection) -> bool:
+    """Whether a result is over exactly these passages, queries and judgements."""
+    used = {"passages": collection.fingerprint, "queries": collection.queries_fingerprint}
+    return result.metadata["fingerprints"] == used
+
+
+def settings_table(settings: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Settings as (name, value) rows, those inside others with a dot, as `with_settings` takes them.
+
+    >>> settings_table(get_profile("sample"))[:2]
+    [('name', 'sample'), ('collection', 'docstrings')]
+    """
+    rows: list[tuple[str, Any]] = []
+    for part in fields(settings):
+        value = getattr(settings, part.name)
+        if is_dataclass(value):
+            rows += settings_table(value, f"{prefix}{part.name}.")
+        else:
+            rows.append((f"{prefix}{part.name}", value))
+    return rows
+
+
+def _is_repository(folder: Path) -> bool:
+    """Whether a folder holds this repository."""
+    return all((folder / marker).exists() for marker in MARKERS)
 
 
 def environment() -> list[tuple[str, str]]:

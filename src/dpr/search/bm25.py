@@ -189,6 +189,19 @@ class BM25:
         return Tuning(grid, metric, k1, b, dev.split, len(dev.queries))
 
 
+@checked
+def analyse(text: str) -> list[str]:
+    """The terms of a text as Lucene indexes and searches them: lower case, no stop words, Porter stems.
+
+    >>> analyse("The encoders are searching")
+    ['encod', 'search']
+    """
+    start_jvm()
+    from pyserini.analysis import Analyzer, get_lucene_analyzer
+
+    return Analyzer(get_lucene_analyzer()).analyze(text)
+
+
 def _index(documents: Sequence, folder: Path) -> None:
     """Write a Lucene index of passages with text; an OSError if that fails, as on a full disk."""
     start_jvm()

@@ -1,4 +1,4 @@
-"""The overfit test of training code: memorise a few random pairs, which only memory can solve."""
+"""The overfit test of training code: memorise a few wrong pairs, which only memory can solve."""
 
 import copy
 import math
@@ -67,7 +67,10 @@ BROKEN: dict[str, tuple[Callable[..., torch.Tensor], dict[str, float]]] = {
 
 @checked
 def shuffle_pairs(data: TrainingData, num_pairs: int, seed: int) -> TrainingData:
-    """Pair random queries with passages of other queries, so that knowing the language does not help.
+    """Give each of some random queries the next one's passage, so that knowing the language does not help.
+
+    Chance only chooses the queries: the passages are shifted by one place, the last query gets the first
+    one's. No two of the passages have the same text.
 
     Args:
         data: The queries and passages to choose from.
