@@ -8,21 +8,33 @@ from dataclasses import replace
 from pathlib import Path
 from re import escape
 
+import nbformat
 import numpy as np
 import pytest
 
+from dpr.data.collection import Collection, Passage
 from dpr.data.loading import load_collection, project_root
 from dpr.data.trec import Run, read_qrels, read_run
 from dpr.evaluation.metrics import evaluate
 from dpr.evaluation.significance import smallest_difference
 from dpr.experiments import report
-from dpr.experiments.published import PUBLISHED
-from dpr.experiments.report import expected_table, fill, readme_sections, results_table, smallest_provable
+from dpr.experiments.published import PUBLISHED, published
+from dpr.experiments.report import (
+    answers_seen,
+    broadly_trained,
+    expected_table,
+    fill,
+    notebooks_table,
+    readme_sections,
+    results_table,
+    smallest_provable,
+    summary_table,
+)
 from dpr.experiments.results import hardware, load_result, load_results, save_mean_of_seeds, save_result
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = sorted(path for name in report.COLLECTIONS for path in ROOT.glob(f"runs/{name}/*.trec.gz"))
-MARKERS = ("results", "expected")
+MARKERS = ("summary", "notebooks", "results", "expected")
 
 RUNS = {
     "bm25": {"q1": {"d1": 2.0, "d3": 1.0}, "q2": {"d5": 2.0, "d2": 1.0}},
@@ -52,31 +64,109 @@ def scifact(tmp_path, tiny_collection):
     return folder
 
 
+@pytest.fixture
+def project(tmp_path, scifact, tiny_collection, monkeypatch):
+    """A repository with the same runs on both collections and two notebooks; we are in its notebooks."""
+    better = {"q1": {"d1": 2.0, "d3": 1.0}, "q2": {"d2": 1.0}}
+    for name in ("scifact", "nfcorpus"):
+        collection = replace(tiny_collection, name=name)
+        for system in ("bm25", "all-MiniLM-L6-v2"):
+            save(tmp_path / "runs" / name, system, RUNS[system], collection)
+        save(tmp_path / "runs" / name, "all-MiniLM-L6-v2-ft", better, collection)
+        save(tmp_path / "runs" / name, "rrf-bm25-all-MiniLM-L6-v2-ft", RUNS["bm25"], collection)
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    for number, name, rendered in (("02", "bm25", "on `scifact` in 0.4"), ("10", "your_own_data", "in 0.1")):
+        asks = f"**Question.** What is asked in {number}?"
+        first = f"# {number}\n\n{asks}\n\n*Rendered {rendered} minutes on a CPU.*"
+        address = 'REPOSITORY = "https://github.com/someone/dpr"  # cloned from here'
+        cells = [nbformat.v4.new_markdown_cell(first), nbformat.v4.new_code_cell(address)]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / f"notebooks/{number}_{name}.ipynb")
+    marked = "".join(f"<!-- {marker}:begin -->\n<!-- {marker}:end -->\n" for marker in MARKERS)
+    (tmp_path / "README.md").write_text(f"# title\n{marked}end\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "notebooks")
+    return tmp_path
+
+
 # --- results_table -----------------------------------------------------------------------------
 
 
 def test_the_table_has_the_means_of_the_files_best_first(scifact):
     table, caption = results_table(scifact).split("\n\n")
     assert table.splitlines() == [
-        "| system | nDCG@10 | RR@10 | R@100 | published nDCG@10 | queries/s | index MiB | run | notebook |",
-        "|---|---:|---:|---:|---:|---:|---:|---|---|",
-        f"| all-MiniLM-L6-v2¹ | {(SWAPPED + 1) / 2:.4f} | 1.0000 | 1.0000 | 0.6451 "
-        "| 500 | 3.3 | [run](runs/scifact/all-MiniLM-L6-v2.trec.gz) "
+        "|  | system | nDCG@10 | RR@10 | R@100 | published nDCG@10 | index MiB | run | notebook |",
+        "|---|---|---:|---:|---:|---:|---:|---|---|",
+        f"| a | all-MiniLM-L6-v2¹ | {(SWAPPED + 1) / 2:.4f} | 1.0000 | 1.0000 | 0.6451 "
+        "| 3.3 | [run](runs/scifact/all-MiniLM-L6-v2.trec.gz) "
         "| [05](notebooks/05_dense_retrieval.ipynb) |",
-        f"| bm25 | {(1 + SECOND) / 2:.4f} | 0.7500 | 1.0000 | 0.6789 "
-        "| – | – | [run](runs/scifact/bm25.trec.gz) | [02](notebooks/02_bm25.ipynb) |",
-        "| bm25-tuned | 0.5000 | 0.5000 | 0.5000 | – "
-        "| – | – | [run](runs/scifact/bm25-tuned.trec.gz) | [02](notebooks/02_bm25.ipynb) |",
+        f"| b | bm25 | {(1 + SECOND) / 2:.4f} | 0.7500 | 1.0000 | 0.6789 "
+        "| – | [run](runs/scifact/bm25.trec.gz) | [02](notebooks/02_bm25.ipynb) |",
+        "| c | bm25-tuned | 0.5000 | 0.5000 | 0.5000 | – "
+        "| – | [run](runs/scifact/bm25-tuned.trec.gz) | [02](notebooks/02_bm25.ipynb) |",
     ]
-    smallest = [smallest_difference(np.array(d)) for d in ([SWAPPED - 1, 1 - SECOND], [0, -SECOND])]
+    pairs = ([SWAPPED - 1, 1 - SECOND], [0, -SECOND])
+    smallest = [smallest_difference(np.array(differences), level=0.01) for differences in pairs]
     assert caption == (
         f"2 test queries, full corpus, depth 5, {hardware()}. "
-        "Queries/s: all at once, encoding them included. "
+        "Raised letters: the systems that one is proven better than (Fisher, all pairs, Holm, p ≤ 0.01). "
         "The smallest true nDCG@10 difference from bm25 that these queries would show (paired, two-sided "
-        f"0.05, power 0.8): {min(smallest):.3f} to {max(smallest):.3f}, by system. "
-        "¹ Trained on a billion pairs, MS MARCO and SQuAD among them, by its authors. "
+        f"0.01, power 0.8): {min(smallest):.3f} to {max(smallest):.3f}, by system. "
+        "¹ Trained by its authors on a billion pairs, MS MARCO and SQuAD among them. "
         "`bm25-tuned` was tuned on 49 dev queries."
     )
+
+
+def asked(count):
+    """A collection of so many queries, each with one relevant document of its own."""
+    numbers = range(count)
+    return Collection(
+        name="asked",
+        passages=[Passage(f"d{n}", "", f"text {n}") for n in numbers],
+        all_queries={f"q{n}": f"query {n}" for n in numbers},
+        all_qrels={"test": {f"q{n}": {f"d{n}": 1} for n in numbers}},
+    )
+
+
+def found_at(collection, rank):
+    """A run that finds each query's document at a rank, and others before it; at rank 0 never."""
+    count, run = len(collection.queries), {}
+    for n in range(count):
+        others = [f"d{(n + i) % count}" for i in range(1, rank or 3)]
+        run[f"q{n}"] = {d: -float(i) for i, d in enumerate([*others, *([f"d{n}"] if rank else [])])}
+    return run
+
+
+@pytest.mark.parametrize(
+    ("num_queries", "letters"),
+    [
+        (10, ("abc", " <sup>bc</sup>", " <sup>c</sup>", "")),  # 3 pairs, each p = 2 / 2^10: 0.0059 by Holm
+        (9, ("abc", "", "", "")),  # each p = 2 / 2^9: 0.0117 by Holm, above 0.01
+    ],
+)
+def test_letters_name_the_systems_that_one_is_proven_better_than(tmp_path, num_queries, letters):
+    collection = asked(num_queries)
+    for tag, rank in (("second", 2), ("never", 0), ("first", 1)):
+        save(tmp_path, tag, found_at(collection, rank), collection)
+    rows = [line.split(" | ") for line in results_table(tmp_path).splitlines()[2:5]]
+    names, *raised = letters
+    assert [row[0] for row in rows] == [f"| {name}" for name in names]
+    assert [row[1] for row in rows] == ["first", "second", "never"]
+    means = ("1.0000", f"{SECOND:.4f}", "0.0000")
+    assert [row[2] for row in rows] == [mean + sup for mean, sup in zip(means, raised, strict=True)]
+
+
+def test_letters_stand_before_the_range_over_seeds_and_equal_systems_are_not_proven(tmp_path):
+    collection = asked(10)
+    seeds = [
+        save(tmp_path, f"ft-s{n}", found_at(collection, 1), collection, seed=n, ablation=True) for n in (0, 1)
+    ]
+    save_mean_of_seeds("ft", seeds)
+    for tag, rank in (("also-first", 1), ("never", 0)):
+        save(tmp_path, tag, found_at(collection, rank), collection)
+    table = results_table(tmp_path)
+    assert "| a | also-first | 1.0000 <sup>c</sup> | " in table
+    assert "| b | ft | 1.0000 <sup>c</sup> (1.0000–1.0000) | " in table
+    assert "| c | never | 0.0000 | " in table
 
 
 def test_a_system_with_several_seeds_shows_their_mean_and_range(scifact, tiny_collection):
@@ -90,7 +180,7 @@ def test_a_system_with_several_seeds_shows_their_mean_and_range(scifact, tiny_co
     save_mean_of_seeds("tuned", seeds)
     table, caption = results_table(scifact).split("\n\n")
     mean, lowest = (1 + (1 + SECOND) / 2) / 2, (1 + SECOND) / 2
-    assert f"| tuned | {mean:.4f} ({lowest:.4f}–1.0000) | 0.8750 | 1.0000 | – " in table
+    assert f"| b | tuned | {mean:.4f} ({lowest:.4f}–1.0000) | 0.8750 | 1.0000 | – " in table
     assert "In parentheses the lowest and highest of several training seeds" in caption
     assert "`tuned` was fine-tuned on 5 queries of scifact/train." in caption
     assert "The queries of `tuned` were written by a small model." in caption
@@ -102,19 +192,87 @@ def test_a_part_of_a_collection_has_no_published_figure_and_says_what_it_is(tmp_
     save(tmp_path, "bm25", RUNS["bm25"], part)
     table = results_table(tmp_path)
     assert "0.6789" not in table
-    assert "| – | – | – | [run]" in table
+    assert "| – | – | [run]" in table
     assert "2 test queries, 6 of 5,183 passages, depth 5" in table
 
 
 def test_a_collection_that_nobody_published_on_has_no_published_figure(tmp_path, tiny_collection):
     save(tmp_path, "bm25", RUNS["bm25"], tiny_collection)
-    assert "| – | – | – | [run](runs/tiny/bm25.trec.gz)" in results_table(tmp_path)
+    assert "| – | – | [run](runs/tiny/bm25.trec.gz)" in results_table(tmp_path)
 
 
-def test_only_systems_trained_on_a_billion_pairs_get_the_footnote(tmp_path, tiny_collection):
-    save(tmp_path, "bm25", RUNS["bm25"], tiny_collection)
-    save(tmp_path, "my-MiniLM", RUNS["bm25-tuned"], tiny_collection)
-    assert "¹" not in results_table(tmp_path)
+@pytest.mark.parametrize("name", ["scifact", "nfcorpus", "trec-covid"])
+def test_our_doc2query_is_not_the_one_that_was_published(tmp_path, tiny_collection, name):
+    assert published(name, "bm25-doc2query") is None
+    assert published(name, "bm25-docT5query").source == "GPL paper (Wang et al. 2022), table 2"
+    save(tmp_path, "bm25-doc2query", RUNS["bm25"], replace(tiny_collection, name=name))
+    [row] = [line for line in results_table(tmp_path).splitlines() if "| bm25-doc2query |" in line]
+    assert row.split(" | ")[5] == "–"
+    assert "| bm25-docT5query | nDCG@10 | 0.7130 |" in expected_table("trec-covid")
+
+
+BROAD = "all-MiniLM-L6-v2"
+
+
+@pytest.mark.parametrize(
+    ("systems", "noted"),
+    [
+        ({"bm25": {}, "my-MiniLM": {}}, set()),
+        ({"bge-small-en": {}, "my-all-round": {}, "all-round": {}, "all-MiniLM": {}}, set()),
+        ({BROAD: {}, "all-mpnet-base-v2": {}, "bm25": {}}, {BROAD, "all-mpnet-base-v2"}),
+        ({f"{BROAD}-cls": {}}, set()),  # a name that begins with one says nothing
+        ({"mine-ft": {"starts_from": BROAD}, "bge-ft": {"starts_from": "bge-small-en"}}, {"mine-ft"}),
+        ({f"{BROAD}-ft": {"starts_from": "random"}}, set()),
+        ({"bm25": {}, BROAD: {}, "rrf": {"runs": ["bm25", BROAD]}}, {BROAD, "rrf"}),
+        ({"bm25": {}, "ft": {"starts_from": BROAD}, "rrf": {"runs": ["bm25", "ft"]}}, {"ft", "rrf"}),
+        ({"bm25": {}, "bge": {}, BROAD: {}, "rrf": {"runs": ["bm25", "bge"]}}, {BROAD}),
+    ],
+)
+def test_the_note_is_for_encoders_declared_so_what_starts_from_them_and_fusions_of_these(
+    tmp_path, tiny_collection, systems, noted
+):
+    for tag, config in systems.items():
+        save(tmp_path, tag, RUNS["bm25"], tiny_collection, config=config)
+    results = load_results(tmp_path)
+    assert {system for system in results if broadly_trained(system, results)} == noted
+    table, caption = results_table(tmp_path).split("\n\n")
+    names = {line.split(" | ")[1] for line in table.splitlines()[2:]}
+    assert names == {f"{system}¹" if system in noted else system for system in systems}
+    told = " ¹ Trained by its authors on a billion pairs, MS MARCO and SQuAD among them."
+    assert (told in caption) == bool(noted)
+    assert caption.count("¹") == bool(noted)
+
+
+def test_what_training_has_shown_has_a_column_only_where_something_was_trained(tmp_path, tiny_collection):
+    systems = {
+        "bm25": {},
+        "ready": {},
+        "ft": {"answers_seen": 0.546},
+        "apart": {"answers_seen": 0.0},
+        "rrf-ft": {"runs": ["bm25", "ft"]},
+        "rrf-ready": {"runs": ["bm25", "ready"]},
+        "rrf-gone": {"runs": ["bm25", "gone"]},
+    }
+    for tag in ("bm25", "ready"):
+        save(tmp_path, tag, RUNS["bm25"], tiny_collection)
+    head = results_table(tmp_path).splitlines()[0]
+    assert "training showed" not in head
+    for tag, config in systems.items():
+        save(tmp_path, tag, RUNS["bm25"], tiny_collection, config=config)
+    results = load_results(tmp_path)
+    expected = {"ft": 0.546, "apart": 0.0, "rrf-ft": 0.546}
+    assert {s: share for s in results if (share := answers_seen(s, results)) is not None} == expected
+    lines = results_table(tmp_path).splitlines()
+    column = lines[0].split(" | ").index("test queries whose answer training showed")
+    assert lines[0].split(" | ")[column:] == [
+        "test queries whose answer training showed",
+        "run",
+        "notebook |",
+    ]
+    assert lines[1] == "|---|---|---:|---:|---:|---:|---:|---:|---|---|"
+    shown = {line.split(" | ")[1]: line.split(" | ")[column] for line in lines[2 : 2 + len(systems)]}
+    assert shown == {**dict.fromkeys(systems, "–"), "ft": "55%", "apart": "0%", "rrf-ft": "55%"}
+    assert {line.count(" | ") for line in (lines[0], *lines[2 : 2 + len(systems)])} == {lines[0].count(" | ")}
 
 
 def test_without_a_baseline_nothing_is_said_about_differences(tmp_path, tiny_collection):
@@ -154,6 +312,57 @@ def test_the_expected_figures_are_the_published_ones_of_that_collection():
     assert "| bm25 | nDCG@10 | 0.5947 | Anserini regressions, BEIR flat, k1 0.9, b 0.4 |" in lines
 
 
+# --- the first tables of the README ------------------------------------------------------------
+
+
+def test_the_first_table_has_four_systems_on_every_collection_with_published_figures(project):
+    swapped, second = f"{(SWAPPED + 1) / 2:.4f}", f"{(1 + SECOND) / 2:.4f}"
+    assert summary_table(project).splitlines() == [
+        "| nDCG@10 | SciFact | NFCorpus |",
+        "|---|---:|---:|",
+        f"| BM25: matching terms | {second} (published 0.6789) | {second} (published 0.3218) |",
+        f"| a ready MiniLM bi-encoder | {swapped} (published 0.6451) | {swapped} (published 0.3159) |",
+        "| the same, fine-tuned here | 1.0000 | 1.0000 |",
+        f"| fine-tuned and BM25, merged | {second} | {second} |",
+    ]
+
+
+@pytest.mark.parametrize("name", report.COLLECTIONS)
+@pytest.mark.parametrize("system", report.SUMMARY)
+def test_the_first_table_needs_every_system_on_every_collection(project, name, system):
+    path = project / "runs" / name / f"{system}.trec.gz"
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=escape(f"{path}: missing; `save_result` writes runs")):
+        summary_table(project)
+
+
+def test_the_notebooks_are_listed_with_their_question_minutes_and_a_link_to_colab(project):
+    badge = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    link = "https://colab.research.google.com/github/someone/dpr/blob/main/notebooks"
+    assert notebooks_table(project).splitlines() == [
+        "| notebook | question | you learn | minutes | |",
+        "|---|---|---|---:|---|",
+        "| [02 BM25](notebooks/02_bm25.ipynb) | What is asked in 02? "
+        f"| {report.LEARN['02']} | 0.4 | {badge}({link}/02_bm25.ipynb) |",
+        "| [10 your own data](notebooks/10_your_own_data.ipynb) | What is asked in 10? "
+        f"| {report.LEARN['10']} | 0.1 | {badge}({link}/10_your_own_data.ipynb) |",
+    ]
+
+
+@pytest.mark.parametrize("lost", ["**Question.**", "*Rendered", "REPOSITORY"])
+def test_a_notebook_without_question_minutes_or_address_is_named(project, lost):
+    path = project / "notebooks" / "02_bm25.ipynb"
+    path.write_text(path.read_text().replace(lost, "lost"))
+    message = f"{path}: lacks its question, its minutes or REPOSITORY"
+    with pytest.raises(ValueError, match=escape(message)):
+        notebooks_table(project)
+
+
+@pytest.mark.skipif(not list(ROOT.glob("notebooks/[0-9]*.ipynb")), reason="no notebooks in this checkout")
+def test_it_is_said_of_each_notebook_what_is_learnt_there():
+    assert {path.name[:2] for path in ROOT.glob("notebooks/[0-9]*.ipynb")} == report.LEARN.keys()
+
+
 # --- fill and main -----------------------------------------------------------------------------
 
 
@@ -180,19 +389,6 @@ def test_a_missing_marker_is_refused(readme):
         fill(readme, {"a": "text"})
 
 
-@pytest.fixture
-def project(tmp_path, scifact, tiny_collection, monkeypatch):
-    """A repository with runs on both collections, and the current folder in it."""
-    collection = replace(tiny_collection, name="nfcorpus")
-    save(tmp_path / "runs" / "nfcorpus", "bm25", RUNS["bm25"], collection)
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "pyproject.toml").touch()
-    marked = "".join(f"<!-- {marker}:begin -->\n<!-- {marker}:end -->\n" for marker in MARKERS)
-    (tmp_path / "README.md").write_text(f"# title\n{marked}end\n", encoding="utf-8")
-    monkeypatch.chdir(tmp_path / "notebooks")
-    return tmp_path
-
-
 def test_the_command_writes_readme_and_figure_alike_each_time(project, capsys):
     written = []
     for _ in range(2):
@@ -207,7 +403,8 @@ def test_the_command_writes_readme_and_figure_alike_each_time(project, capsys):
         assert f"### {title}\n\n{results_table(project / 'runs' / name)}" in sections["results"]
     for section in sections.values():
         assert section in readme.decode()
-    assert readme.startswith(b"# title\n<!-- results:begin -->\n### SciFact\n")
+    assert readme.startswith(b"# title\n<!-- summary:begin -->\n| nDCG@10 | SciFact | NFCorpus |\n")
+    assert b"<!-- results:begin -->\n### SciFact\n" in readme
     assert readme.endswith(b"-->\nend\n")
     assert figure.startswith(b"\x89PNG")
 
@@ -219,7 +416,7 @@ def test_the_command_says_what_is_missing_and_leaves_the_readme(project, what):
     else:
         (project / "runs" / "nfcorpus" / "bm25.trec.gz").unlink()
     before = (project / "README.md").read_bytes()
-    with pytest.raises(SystemExit, match=r"^error: .*(no markers|no runs)"):
+    with pytest.raises(SystemExit, match=r"^error: .*(no markers|bm25\.trec\.gz: missing; `save_result`)"):
         report.main()
     assert (project / "README.md").read_bytes() == before
 
@@ -227,12 +424,19 @@ def test_the_command_says_what_is_missing_and_leaves_the_readme(project, what):
 # --- what is committed -------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not (ROOT / "runs" / "scifact").is_dir(), reason="no runs in this checkout")
+@pytest.fixture(scope="module")
+def sections_now():
+    """The README's sections as the committed runs and notebooks give them."""
+    if not (ROOT / "runs" / "scifact").is_dir():
+        pytest.skip("no runs in this checkout")
+    return readme_sections(ROOT)
+
+
 @pytest.mark.parametrize("marker", MARKERS)
-def test_the_readme_shows_what_the_runs_give_now(marker):
+def test_the_readme_shows_what_the_runs_give_now(sections_now, marker):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     [shown] = re.findall(f"<!-- {marker}:begin -->\n(.*?)\n?<!-- {marker}:end -->", readme, re.DOTALL)
-    assert shown == readme_sections(ROOT)[marker], "run `make readme`"
+    assert shown == sections_now[marker], "run `make readme`"
 
 
 def table_of(path, system):
@@ -287,8 +491,11 @@ def test_the_readmes_code_runs_and_its_number_is_the_runs(tmp_path, monkeypatch,
     assert small != code
     exec(compile(small, "README.md", "exec"), {})
     printed = capsys.readouterr().out
-    assert 0.5 < float(printed.split()[0]) <= 1
-    assert "Comparison(system='dense', metric='nDCG@10'" in printed
+    *merged, means, p_value = printed.splitlines()[:5]
+    assert merged[0] == f"{2 / 61:.4f}  Sunlight makes vitamin D in the skin."  # first in both
+    assert merged == re.findall(r"^    (0\.\d{4}  .+)$", readme, re.MULTILINE)  # as the README says
+    assert 0.5 < float(means) <= 1
+    assert 0 < float(p_value) <= 1
     assert len(read_run(tmp_path / "dense.trec.gz")) == 10
     assert [line.split()[0] for line in printed.splitlines() if line.startswith(("exact", "faiss"))] == [
         "exact",
