@@ -68,6 +68,12 @@ def test_no_allowed_version_is_older_than_what_the_code_passes_to_it(package, fi
     assert bound_of(asked) >= Version(first)
 
 
+def test_openai_stays_below_the_first_release_with_which_pyserini_cannot_be_imported():
+    (asked,) = (asked for asked in asked_for() if asked.name == "openai")
+    assert "2.33.0" in asked.specifier
+    assert "2.34.0" not in asked.specifier  # its client refuses the empty key that pyserini 1.6 gives
+
+
 def test_environment_yml_names_a_python_extras_and_packages_that_fit_pyproject_toml():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     conda = dict(one.partition("=")[::2] for one in environment["dependencies"] if isinstance(one, str))

@@ -189,6 +189,8 @@ def run_all(
     paths = [path for number, path in all_paths.items() if not only or number in only]
     build = root / "build" / Path(profile).name
     with locked(build / ".lock"):
+        if settings:  # what was done before has other settings
+            (build / ".unfinished.json").unlink(missing_ok=True)
         journal = None if only or settings or command != "run" else build / ".unfinished.json"
         _run(command, {"PROFILE": profile, "SETTINGS": dict(settings or {})}, paths, build, journal)
 

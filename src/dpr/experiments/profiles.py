@@ -256,9 +256,9 @@ def get_profile(name: str) -> Profile:
     """
     if name in PROFILES:
         return PROFILES[name]
-    places = (Path(name), project_root() / name)
-    somewhere = name and ("/" in name or find_data(name) or any(place.is_dir() for place in places))
-    if somewhere or name in BEIR_MD5:
+    places = [Path(name), project_root() / name, find_data(name) if name else None]
+    somewhere = "/" in name or name in BEIR_MD5 or any(place and place.is_dir() for place in places)
+    if somewhere and Path(name).name not in ("", ".."):  # results are kept by the folder's name
         plain = {"factors": False, "triples": None, "larger": None, "query_max_length": None}
         return replace(PROFILES["scifact"], name=name, collection=name, **plain)
     raise ValueError(
@@ -290,6 +290,7 @@ def with_settings(settings: Any, changes: Mapping[str, Any]) -> Any:
     8
     """
     known = [part.name for part in fields(settings)]
+    direct: dict[str, Any] = {}  # all at once, as some are right only together
     nested: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
         first, dot, rest = str(name).partition(".")
@@ -298,8 +299,7 @@ def with_settings(settings: Any, changes: Mapping[str, Any]) -> Any:
         if dot:
             nested.setdefault(first, {})[rest] = value
         else:
-            value = tuple(value) if isinstance(value, list) else value
-            settings = replace(settings, **{first: value})
+            direct[first] = tuple(value) if isinstance(value, list) else value
     for first, inside in nested.items():
-        settings = replace(settings, **{first: with_settings(getattr(settings, first), inside)})
-    return settings
+        direct[first] = with_settings(direct.get(first, getattr(settings, first)), inside)
+    return replace(settings, **direct)

@@ -40,7 +40,8 @@ def results_table(folder: Path) -> str:
 
     Raises:
         FileNotFoundError: The folder has no run.
-        ValueError: The folder's runs were not all made over the same passages and queries.
+        ValueError: The folder's runs were not all made over the same passages and queries, or are of more
+            than 26 systems.
     """
     results = load_results(folder)
     made_of = {tuple(r.metadata["fingerprints"].values()) for r in results.values()}
@@ -149,7 +150,8 @@ def summary_table(root: Path) -> str:
     for system, words in SUMMARY.items():
         cells = []
         for name in COLLECTIONS:
-            theirs = published(name, system)
+            full = results[name][system].metadata["scope"] == "full corpus"
+            theirs = published(name, system) if full else None
             shown = f" (published {theirs.value:.4f})" if theirs else ""
             cells.append(f"{results[name][system].evaluation.means[COLUMNS[0]]:.4f}{shown}")
         lines.append(f"| {words} | {' | '.join(cells)} |")
@@ -158,7 +160,7 @@ def summary_table(root: Path) -> str:
 
 def smallest_provable(results: dict[str, Result], metric: str = "nDCG@10") -> dict[str, float]:
     """System other than the baseline → smallest true difference from it that the queries would show."""
-    if BASELINE not in results:
+    if BASELINE not in results or results[BASELINE].metadata["num_queries"] < 2:
         return {}
     base = results[BASELINE].evaluation.per_query[metric]
     return {
@@ -199,8 +201,8 @@ def notebooks_table(root: Path) -> str:
         question = re.search(r"^\*\*Question\.\*\* (.+)$", sources[0], re.MULTILINE)
         minutes = RENDERED.search(sources[0])
         address = re.search(r'^REPOSITORY = "https://github.com/(.+?)"', "\n".join(sources), re.MULTILINE)
-        if not (question and minutes and address):
-            raise ValueError(f"{path}: lacks its question, its minutes or REPOSITORY")
+        if not (question and minutes and address and path.name[:2] in LEARN):
+            raise ValueError(f"{path}: lacks its question, its minutes, REPOSITORY or a line in LEARN")
         title = path.stem.replace("_", " ").replace("bm25", "BM25")
         link = f"{COLAB}/github/{address.group(1)}/blob/main/notebooks/{path.name}"
         lines.append(

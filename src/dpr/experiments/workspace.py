@@ -72,15 +72,16 @@ class Workspace:
         """
         chosen, settings = get_profile(profile), settings or {}
         space = cls(with_settings(chosen, settings), Path(output) if output else project_root())
-        if not space.known and space.profile.training_set == "train" and space.lacks_train_judgements:
+        learns_from_own = space.profile.training_set == "train"
+        if chosen.name not in PROFILES and learns_from_own and space.lacks_train_judgements:
             space = cls(with_settings(without_judgements_to_learn_from(chosen), settings), space.root)
         space._bring_kept_trainings()
         return space
 
     @property
     def known(self) -> bool:
-        """Whether the profile is one of `PROFILES`, whose data is known, and not somebody's folder."""
-        return self.profile.name in PROFILES
+        """Whether the profile is one of `PROFILES`, unchanged, so that its data and figures are known."""
+        return PROFILES.get(self.profile.name) == self.profile
 
     @cached_property
     def splits(self) -> dict[str, Collection]:
@@ -96,7 +97,7 @@ class Workspace:
         whole = load_collection(name)
         if not any(whole.all_qrels.values()):
             raise ValueError(
-                f"{name} has no judgements, by which these notebooks measure; notebook 10 searches without any"
+                f"{name} has no judgements, by which these notebooks measure; notebook 10 searches without"
             )
         return {split: whole.with_split(split) for split in whole.all_qrels}
 

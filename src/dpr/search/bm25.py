@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from dpr.arguments import checked
 from dpr.data.collection import Collection
+from dpr.data.text import SURROGATE
 from dpr.data.trec import Run, checked_queries, ordered_hits, without_own_documents
 from dpr.evaluation.metrics import evaluate, split_metric
 from dpr.files import MARKER, atomic_folder, changed, locked, read_json, settle, write_text
@@ -193,13 +194,15 @@ class BM25:
 def analyse(text: str) -> list[str]:
     """The terms of a text as Lucene indexes and searches them: lower case, no stop words, Porter stems.
 
+    Half a character (a lone surrogate), which Java does not take, counts as `�`.
+
     >>> analyse("The encoders are searching")
     ['encod', 'search']
     """
     start_jvm()
     from pyserini.analysis import Analyzer, get_lucene_analyzer
 
-    return Analyzer(get_lucene_analyzer()).analyze(text)
+    return Analyzer(get_lucene_analyzer()).analyze(SURROGATE.sub("\ufffd", text))
 
 
 def _index(documents: Sequence, folder: Path) -> None:
