@@ -22,6 +22,7 @@ SUMMARY = {  # the systems of the first table → what they are, in words
     "all-MiniLM-L6-v2-ft": "the same, fine-tuned here",
     "rrf-bm25-all-MiniLM-L6-v2-ft": "fine-tuned and BM25, merged",
 }
+UNSHARED = "all-MiniLM-L6-v2-ft-unshared"  # fine-tuned without the answers to test queries
 BASELINE = "bm25"
 COLUMNS = ("nDCG@10", "RR@10", "R@100")
 FIGURE = "runs/results.png"
@@ -153,8 +154,15 @@ def summary_table(root: Path) -> str:
             full = results[name][system].metadata["scope"] == "full corpus"
             theirs = published(name, system) if full else None
             shown = f" (published {theirs.value:.4f})" if theirs else ""
+            seen = answers_seen(system, results[name])
+            shown += f" ({seen:.0%} seen)" if seen is not None else ""
             cells.append(f"{results[name][system].evaluation.means[COLUMNS[0]]:.4f}{shown}")
         lines.append(f"| {words} | {' | '.join(cells)} |")
+    lines += ["", "Seen: test queries whose answer training showed; of those a gain may be memory."]
+    for name, title in COLLECTIONS.items():
+        if (root / "runs" / name / f"{UNSHARED}.json").is_file():
+            mean = load_result(root / "runs" / name, UNSHARED).evaluation.means[COLUMNS[0]]
+            lines[-1] += f" Fine-tuned on queries that share no answer with the test: {mean:.4f} on {title}."
     return "\n".join(lines)
 
 
