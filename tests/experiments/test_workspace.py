@@ -62,12 +62,13 @@ def test_without_an_output_folder_it_goes_to_the_repository(tmp_path, monkeypatc
     assert Workspace.open("scifact").runs == tmp_path / "runs" / "scifact"
 
 
-def test_some_settings_may_be_changed_and_the_profile_stays_a_known_one(tmp_path):
+def test_settings_are_changed_and_what_is_known_of_the_profile_holds_no_more(tmp_path):
     space = Workspace.open("smoke", str(tmp_path), {"depth": 7, "training.num_steps": 2, "seeds": [5]})
     assert space.profile == with_settings(
         get_profile("smoke"), {"depth": 7, "training.num_steps": 2, "seeds": (5,)}
     )
-    assert space.known
+    assert not space.known
+    assert Workspace.open("smoke", str(tmp_path)).known
     assert get_profile("smoke").depth == 1000
 
 
