@@ -24,7 +24,7 @@ from dpr.provenance import hardware
 
 PARAMETER = re.compile(r"^([A-Z][A-Z0-9_]*)(\s*=\s*)(.+?)(\s*#.*)?$")
 # Seconds of each notebook on `sample` with two idle cores, to estimate how long the rest will take
-SAMPLE_SECONDS = {"00": 25, "01": 9, "02": 16, "03": 70, "04": 90, "05": 70, "06": 110, "07": 10, "10": 15}
+SAMPLE_SECONDS = {"00": 16, "01": 9, "02": 18, "03": 66, "04": 99, "05": 84, "06": 118, "07": 18, "10": 11}
 RENDERED = re.compile(r"^\*Rendered .*\*$", re.MULTILINE)
 
 

@@ -75,7 +75,7 @@ def _cells(result: Result, better_than: str) -> list[str]:
     if better_than:
         cells[0] += f" <sup>{better_than}</sup>"
     seeds = [found[COLUMNS[0]] for found in result.metadata.get("seeds", {}).values()]
-    if seeds:
+    if len(seeds) > 1:
         cells[0] += f" ({min(seeds):.4f}–{max(seeds):.4f})"
     full, index_bytes = result.metadata["scope"] == "full corpus", result.metadata.get("index_bytes")
     cells.append(f"{theirs.value:.4f}" if theirs and full else "–")
@@ -130,7 +130,7 @@ def _caption(results: dict[str, Result]) -> str:
     told = sorted({TRAINED_ON[name] for name in known if name in TRAINED_ON})
     if told:
         caption += f" {NOTE} Trained by its authors on {'; '.join(told)}."
-    if any(r.metadata.get("seeds") for r in results.values()):
+    if any(len(r.metadata.get("seeds", {})) > 1 for r in results.values()):
         caption += (
             " In parentheses the lowest and highest of several training seeds, of which the mean is shown."
         )
