@@ -170,6 +170,15 @@ def test_letters_stand_before_the_range_over_seeds_and_equal_systems_are_not_pro
     assert "| c | never | 0.0000 | " in table
 
 
+def test_a_system_with_one_seed_shows_no_range(tmp_path):
+    collection = asked(10)
+    one = save(tmp_path, "ft-s0", found_at(collection, 1), collection, seed=0, ablation=True)
+    save_mean_of_seeds("ft", [one])
+    table = results_table(tmp_path)
+    assert "| a | ft | 1.0000 | " in table
+    assert "several training seeds" not in table
+
+
 def test_a_system_with_several_seeds_shows_their_mean_and_range(scifact, tiny_collection):
     collection = replace(tiny_collection, name="scifact")
     better = {"q1": {"d1": 2.0, "d3": 1.0}, "q2": {"d2": 1.0}}
