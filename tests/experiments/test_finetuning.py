@@ -18,9 +18,10 @@ from dpr.experiments.finetuning import (
     train_and_search,
     validation_sample,
 )
+from dpr.experiments.named_settings import settings_table
 from dpr.experiments.profiles import Profile
 from dpr.experiments.results import load_result
-from dpr.experiments.workspace import Workspace, settings_table
+from dpr.experiments.workspace import Workspace
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 from dpr.search.bm25 import BM25

@@ -581,18 +581,23 @@ def test_a_bad_setting_ends_with_one_line_before_anything_is_executed(given, tmp
     assert (given, (tmp_path / "build").exists()) == ({}, False)
 
 
-def test_what_was_executed_with_other_settings_is_not_taken_for_done(given, tmp_path, monkeypatch):
-    execute, broken = notebooks.execute_notebook, True
+def interrupt_the_second(monkeypatch, *arguments):
+    """Execute on smoke with these arguments, interrupted in the second notebook."""
+    execute = notebooks.execute_notebook
 
     def stop_at_the_second(path, target, parameters):
-        if broken and path.name.startswith("10"):
+        if path.name.startswith("10"):
             raise KeyboardInterrupt
         return execute(path, target, parameters)
 
-    monkeypatch.setattr(notebooks, "execute_notebook", stop_at_the_second)
-    with pytest.raises(SystemExit, match="interrupted"):
-        main(["run", "--profile", "smoke", "--set", "depth=3"])
-    broken = False
+    with monkeypatch.context() as patched:
+        patched.setattr(notebooks, "execute_notebook", stop_at_the_second)
+        with pytest.raises(SystemExit, match="interrupted"):
+            main(["run", "--profile", "smoke", *arguments])
+
+
+def test_what_was_executed_with_other_settings_is_not_taken_for_done(given, monkeypatch):
+    interrupt_the_second(monkeypatch, "--set", "depth=3")
     given.clear()
     main(["run", "--profile", "smoke"])
     assert list(given) == ["01", "10"]
@@ -600,19 +605,9 @@ def test_what_was_executed_with_other_settings_is_not_taken_for_done(given, tmp_
 
 
 def test_a_notebook_executed_with_other_settings_meanwhile_is_executed_again(given, monkeypatch):
-    execute, interrupted = notebooks.execute_notebook, True
-
-    def stop_at_the_second(path, target, parameters):
-        if interrupted and path.name.startswith("10"):
-            raise KeyboardInterrupt
-        return execute(path, target, parameters)
-
-    monkeypatch.setattr(notebooks, "execute_notebook", stop_at_the_second)
-    with pytest.raises(SystemExit, match="interrupted"):
-        main(["run", "--profile", "smoke"])
+    interrupt_the_second(monkeypatch)
     main(["run", "--profile", "smoke", "--only", "01", "--set", "depth=3"])
     assert given["01"]["SETTINGS"] == {"depth": 3}
-    interrupted = False
     main(["run", "--profile", "smoke"])
     assert given["01"]["SETTINGS"] == {}
 

@@ -4,7 +4,7 @@ import json
 import platform
 import shutil
 import warnings
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from re import escape
@@ -15,9 +15,10 @@ from made_data import debates
 
 from dpr.data.loading import load_collection
 from dpr.experiments import workspace
-from dpr.experiments.profiles import PROFILES, Profile, get_profile, with_settings
-from dpr.experiments.results import hardware, load_result
-from dpr.experiments.workspace import Workspace, environment, fits, settings_table
+from dpr.experiments.named_settings import with_settings
+from dpr.experiments.profiles import get_profile
+from dpr.experiments.results import fits, hardware, load_result
+from dpr.experiments.workspace import Workspace, environment
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 from dpr.search.bm25 import BM25, K1, B
@@ -491,12 +492,31 @@ def test_queries_that_are_documents_are_searched_and_saved_without_themselves(tm
     assert result.evaluation.means["RR@10"] > 0.5  # at most 1/2 with each query as its own first hit
 
 
-# --- BM25 --------------------------------------------------------------------------------------
+# --- kept results ------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def tiny_space(tmp_path, tiny_beir_folder):
     return Workspace(replace(get_profile(str(tiny_beir_folder)), depth=3), tmp_path / "out")
+
+
+def test_an_encoder_is_searched_with_once_and_again_only_if_it_is_another_or_to_another_depth(
+    tiny_space, encoder
+):
+    run, searched = tiny_space.search_and_save(
+        encoder, tiny_space.collection(), encoder.name, notebook="05_dense_retrieval"
+    )
+    kept = tiny_space.dense(encoder, "07_evaluation")
+    assert kept.metadata == searched.metadata
+    assert list(kept.run()) == list(run)
+    by_first_token = encoder.with_settings(pooling="cls")
+    for other, space in (
+        (by_first_token, tiny_space),
+        (encoder, Workspace(replace(tiny_space.profile, depth=2), tiny_space.root)),
+    ):
+        again = space.dense(other, "07_evaluation")
+        assert (again.metadata["notebook"], again.metadata["depth"]) == ("07_evaluation", space.profile.depth)
+        assert again.metadata["config"]["model"] == other.fingerprint
 
 
 def test_bm25_is_searched_with_once_and_then_read(tiny_space):
@@ -574,31 +594,6 @@ def test_a_result_fits_only_the_passages_queries_and_judgements_it_was_made_from
         },
     }
     assert not fits(result, replace(tiny_collection, **others[what]))
-
-
-# --- settings as rows --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("start", PROFILES)
-@pytest.mark.parametrize("name", [name for name in PROFILES])
-def test_the_rows_of_settings_make_the_same_settings_from_any_others(start, name):
-    rows = settings_table(get_profile(name))
-    assert with_settings(get_profile(start), dict(rows)) == get_profile(name)
-
-
-def test_every_setting_has_one_row_and_those_inside_others_have_a_dot():
-    rows = settings_table(get_profile("sample"))
-    names = [name for name, _ in rows]
-    assert len(set(names)) == len(names)
-    assert {name.split(".")[0] for name in names} == {field.name for field in fields(Profile)}
-    found = dict(rows)
-    assert (found["training.batch_size"], found["writing.training.num_steps"], found["seeds"]) == (
-        16,
-        40,
-        (0,),
-    )
-    assert not {"training", "writing", "writing.training"} & set(names)
-    assert settings_table(get_profile("sample").training)[0][0] == "num_epochs"
 
 
 # --- environment -------------------------------------------------------------------------------

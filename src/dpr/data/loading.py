@@ -15,7 +15,12 @@ MARKERS = ("pyproject.toml", "notebooks")
 def project_root() -> Path:
     """The nearest folder, from the current one upwards, that holds this repository; else the current one."""
     here = Path.cwd()
-    return next((f for f in (here, *here.parents) if all((f / m).exists() for m in MARKERS)), here)
+    return next((folder for folder in (here, *here.parents) if is_repository(folder)), here)
+
+
+def is_repository(folder: Path) -> bool:
+    """Whether a folder holds this repository."""
+    return all((folder / marker).exists() for marker in MARKERS)
 
 
 @checked

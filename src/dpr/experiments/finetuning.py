@@ -9,8 +9,8 @@ from dpr.data.collection import Collection
 from dpr.data.training_data import TrainingData
 from dpr.data.trec import Run
 from dpr.experiments.plots import plot_training
-from dpr.experiments.results import Result, load_result
-from dpr.experiments.workspace import Workspace, fits
+from dpr.experiments.results import Result, kept_result
+from dpr.experiments.workspace import Workspace
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 from dpr.search.bm25 import BM25
@@ -103,7 +103,8 @@ def train_and_search(
     start = _with_passage_length(encoder, space.profile.training_length)
     path, record = space.kept_training(tag), describe_training(start, data, settings, validation, [tag])
     kept = read_kept_training(path, record)
-    result = kept and _saved_result(space, tag, collection, kept.finished.get("searched"))
+    searched = kept and kept.finished.get("searched")
+    result = searched and kept_result(space.runs, tag, collection, space.profile.depth, searched)
     if result:
         return FineTuned(result, kept)
     folder = space.training_folder(data.name, tag, record)
@@ -120,16 +121,6 @@ def train_and_search(
     )
     keep_training(path, trained, searched=result.metadata["config"]["model"])
     return FineTuned(result, trained)
-
-
-def _saved_result(space: Workspace, tag: str, collection: Collection, model: str | None) -> Result | None:
-    """The saved result of a model on this collection; None if it is of another one, missing or damaged."""
-    try:
-        result = load_result(space.runs, tag)
-    except (FileNotFoundError, ValueError):
-        return None
-    same = fits(result, collection) and result.metadata["config"].get("model") == model
-    return result if same else None
 
 
 def _with_passage_length(encoder: BiEncoder | TwoEncoders, length: int) -> BiEncoder | TwoEncoders:

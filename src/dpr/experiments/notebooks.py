@@ -18,7 +18,8 @@ from typing import Any
 import nbformat
 
 from dpr.data.loading import project_root
-from dpr.experiments.profiles import get_profile, with_settings
+from dpr.experiments.named_settings import with_settings
+from dpr.experiments.profiles import get_profile
 from dpr.files import atomic_path, crc32, locked, read_json, write_text
 from dpr.provenance import hardware
 

@@ -1,9 +1,7 @@
 """Profiles: settings of the same notebooks, from two cores without network to the full task on a GPU."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from dpr.arguments import check_fields_of
 from dpr.data.download import BEIR_MD5
@@ -273,33 +271,3 @@ def without_judgements_to_learn_from(profile: Profile) -> Profile:
     return replace(
         profile, training_set="docstrings/train", **{part: getattr(sample, part) for part in parts}
     )
-
-
-def with_settings(settings: Any, changes: Mapping[str, Any]) -> Any:
-    """Settings with some of them changed.
-
-    Args:
-        settings: A profile, or another dataclass of settings.
-        changes: Name → new value; a dot leads into settings that a setting holds, as in
-            `training.learning_rate`. A list stands for a tuple.
-
-    Raises:
-        ValueError: An unknown name; the message has those there are. Or a value that the settings refuse.
-
-    >>> with_settings(PROFILES["sample"], {"depth": 50, "training.batch_size": 8}).training.batch_size
-    8
-    """
-    known = [part.name for part in fields(settings)]
-    direct: dict[str, Any] = {}  # all at once, as some are right only together
-    nested: dict[str, dict[str, Any]] = {}
-    for name, value in changes.items():
-        first, dot, rest = str(name).partition(".")
-        if first not in known or (dot and not is_dataclass(getattr(settings, first))):
-            raise ValueError(f"no setting {name!r}; there are {', '.join(known)}")
-        if dot:
-            nested.setdefault(first, {})[rest] = value
-        else:
-            direct[first] = tuple(value) if isinstance(value, list) else value
-    for first, inside in nested.items():
-        direct[first] = with_settings(direct.get(first, getattr(settings, first)), inside)
-    return replace(settings, **direct)

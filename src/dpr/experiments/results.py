@@ -184,6 +184,32 @@ def load_result(folder: Path | str, system: str) -> Result:
     return Result(system, metadata["collection"], metadata, evaluation, paths[".trec.gz"])
 
 
+def fits(result: Result, collection: Collection) -> bool:
+    """Whether a result is over exactly these passages, queries and judgements."""
+    used = {"passages": collection.fingerprint, "queries": collection.queries_fingerprint}
+    return result.metadata["fingerprints"] == used
+
+
+def kept_result(
+    folder: Path | str, system: str, collection: Collection, depth: int, model: str | None = None
+) -> Result | None:
+    """The result kept for a system; None if there is none, it is damaged, or it is of something else.
+
+    Args:
+        folder: `runs/<collection>`.
+        system: The system's name.
+        collection: The passages, queries and judgements that it must be over.
+        depth: The number of hits a query that it must have been searched to.
+        model: The fingerprint of the encoder that it must be by.
+    """
+    try:
+        result = load_result(folder, system)
+    except (FileNotFoundError, ValueError):  # a damaged one is made again, as a missing one
+        return None
+    same = fits(result, collection) and result.metadata["depth"] == depth
+    return result if same and model in (None, result.metadata["config"].get("model")) else None
+
+
 def _read_table(path: Path, num_queries: int) -> dict[str, dict[str, float]]:
     """Read the per-query metrics from a .csv: metric → query_id → value."""
     per_query: dict[str, dict[str, float]] = {metric: {} for metric in METRICS}

@@ -7,7 +7,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,17 +15,12 @@ from typing import Any
 
 from dpr.data.audit import token_lengths
 from dpr.data.collection import Collection
-from dpr.data.loading import MARKERS, load_collection, load_training_data, project_root
+from dpr.data.loading import is_repository, load_collection, load_training_data, project_root
 from dpr.data.training_data import TrainingData, as_collection
 from dpr.data.trec import Run
-from dpr.experiments.profiles import (
-    PROFILES,
-    Profile,
-    get_profile,
-    with_settings,
-    without_judgements_to_learn_from,
-)
-from dpr.experiments.results import Result, load_result, save_result
+from dpr.experiments.named_settings import with_settings
+from dpr.experiments.profiles import PROFILES, Profile, get_profile, without_judgements_to_learn_from
+from dpr.experiments.results import Result, kept_result, save_result
 from dpr.files import atomic_path, check_name, read_json
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
@@ -204,7 +199,7 @@ class Workspace:
 
     def _bring_kept_trainings(self) -> None:
         """Copy to `runs` what the repository keeps of trainings on this collection, unless it is there."""
-        repository = next((f for f in (project_root(), Path(__file__).parents[3]) if _is_repository(f)), None)
+        repository = next((f for f in (project_root(), Path(__file__).parents[3]) if is_repository(f)), None)
         kept = repository and repository / "runs" / self.runs.name
         if not kept or not (kept / "training").is_dir() or kept.resolve() == self.runs.resolve():
             return
@@ -331,6 +326,23 @@ class Workspace:
         )
         return run, result
 
+    def dense(self, encoder: BiEncoder, notebook: str, ablation: bool = False) -> Result:
+        """The result of an encoder by its own name for the test queries: the kept one, or a new one.
+
+        Args:
+            encoder: The encoder.
+            notebook: Name of the calling notebook, without the ending, for a new one.
+            ablation: As in `search_and_save`.
+        """
+        collection, depth = self.collection(), self.profile.depth
+        kept = kept_result(self.runs, encoder.name, collection, depth, encoder.fingerprint)
+        if kept:
+            return kept
+        _, made = self.search_and_save(
+            encoder, collection, encoder.name, notebook=notebook, ablation=ablation
+        )
+        return made
+
     def bm25(self, notebook: str) -> Result:
         """The result of BM25 with default k1 and b for the test queries: the kept one, or a new one.
 
@@ -338,12 +350,9 @@ class Workspace:
             notebook: Name of the calling notebook, without the ending, for a new one.
         """
         collection, depth = self.collection(), self.profile.depth
-        try:
-            kept = load_result(self.runs, "bm25")
-            if fits(kept, collection) and kept.metadata["depth"] == depth:
-                return kept
-        except (FileNotFoundError, ValueError):  # none, or a damaged one: it is quickly made again
-            pass
+        kept = kept_result(self.runs, "bm25", collection, depth)
+        if kept:
+            return kept
         index = BM25.build(collection, self.index_folder(collection))
         start = time.perf_counter()
         run = index.search(collection.queries, depth)
@@ -362,33 +371,6 @@ class Workspace:
             wall_s=time.perf_counter() - start,
             index_bytes=index.num_bytes,
         )
-
-
-def fits(result: Result, collection: Collection) -> bool:
-    """Whether a result is over exactly these passages, queries and judgements."""
-    used = {"passages": collection.fingerprint, "queries": collection.queries_fingerprint}
-    return result.metadata["fingerprints"] == used
-
-
-def settings_table(settings: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Settings as (name, value) rows, those inside others with a dot, as `with_settings` takes them.
-
-    >>> settings_table(get_profile("sample"))[:2]
-    [('name', 'sample'), ('collection', 'docstrings')]
-    """
-    rows: list[tuple[str, Any]] = []
-    for part in fields(settings):
-        value = getattr(settings, part.name)
-        if is_dataclass(value):
-            rows += settings_table(value, f"{prefix}{part.name}.")
-        else:
-            rows.append((f"{prefix}{part.name}", value))
-    return rows
-
-
-def _is_repository(folder: Path) -> bool:
-    """Whether a folder holds this repository."""
-    return all((folder / marker).exists() for marker in MARKERS)
 
 
 def environment() -> list[tuple[str, str]]:
