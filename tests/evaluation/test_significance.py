@@ -349,6 +349,8 @@ def test_letters_are_those_of_pairs_corrected_together():
 def test_letters_need_the_same_queries_and_an_alphabet():
     with pytest.raises(ValueError, match="b has values for other queries than a"):
         superscripts({"a": {"q1": 1.0, "q2": 0.0}, "b": {"q1": 1.0}})
+    with pytest.raises(ValueError, match="a test needs at least 2 judged queries, got 1"):
+        superscripts({"a": {"q1": 1.0}, "b": {"q1": 0.0}})
     with pytest.raises(ValueError, match="27 systems, there are letters for 26"):
         superscripts({f"s{i}": {"q1": 1.0, "q2": 0.0} for i in range(27)})
     assert superscripts({"alone": {"q1": 1.0}}) == {"alone": ""}

@@ -106,15 +106,9 @@ def compare_per_query(
         raise ValueError(
             f"baseline {baseline!r} and at least one other run are needed, got {sorted(per_query)}"
         )
-    query_ids = list(per_query[baseline])
-    if len(query_ids) < 2:
-        raise ValueError(f"a test needs at least 2 judged queries, got {len(query_ids)}")
     if num_permutations < 100_000:
         raise ValueError(f"num_permutations must be at least 100,000, got {num_permutations:,}")
-    other = next((s for s, found in per_query.items() if set(found) != set(query_ids)), None)
-    if other is not None:
-        raise ValueError(f"{other} has values for other queries than {baseline}")
-    values = {s: np.array([found[query_id] for query_id in query_ids]) for s, found in per_query.items()}
+    values = _aligned(per_query, baseline)
     others = [system for system in per_query if system != baseline]
     differences = {system: values[system] - values[baseline] for system in others}
     stacked = np.stack([differences[system] for system in others], axis=1)  # [Q, S]
@@ -133,6 +127,21 @@ def compare_per_query(
         )
         for system, p in zip(others, p_values, strict=True)
     ]
+
+
+def _aligned(per_query: Mapping[str, Mapping[str, float]], first: str) -> dict[str, np.ndarray]:
+    """System → its values, float [Q], in the order that one of them has its queries in.
+
+    Raises:
+        ValueError: That system has fewer than two queries, or another one has other queries.
+    """
+    query_ids = list(per_query[first])
+    if len(query_ids) < 2:
+        raise ValueError(f"a test needs at least 2 judged queries, got {len(query_ids)}")
+    other = next((s for s, found in per_query.items() if set(found) != set(query_ids)), None)
+    if other is not None:
+        raise ValueError(f"{other} has values for other queries than {first}")
+    return {s: np.array([found[query_id] for query_id in query_ids]) for s, found in per_query.items()}
 
 
 def randomisation_test(
@@ -238,18 +247,14 @@ def superscripts(
         System name → letters of the systems that it is proven better than, in alphabetical order.
 
     Raises:
-        ValueError: More than 26 systems, or systems with values for other queries.
+        ValueError: More than 26 systems, fewer than two queries, or systems with values for other queries.
     """
     systems = list(per_query)
     if len(systems) < 2:
         return dict.fromkeys(systems, "")
     if len(systems) > len(ascii_lowercase):
         raise ValueError(f"{len(systems)} systems, there are letters for {len(ascii_lowercase)}")
-    query_ids = list(per_query[systems[0]])
-    other = next((s for s in systems if set(per_query[s]) != set(query_ids)), None)
-    if other is not None:
-        raise ValueError(f"{other} has values for other queries than {systems[0]}")
-    values = {s: np.array([per_query[s][q] for q in query_ids]) for s in systems}
+    values = _aligned(per_query, systems[0])
     pairs = list(combinations(systems, 2))
     differences = np.stack([values[first] - values[second] for first, second in pairs], axis=1)  # [Q, pairs]
     p_values = holm(randomisation_test(differences, num_permutations))

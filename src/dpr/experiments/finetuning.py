@@ -83,8 +83,7 @@ def train_and_search(
     """Fine-tune an encoder, search for the test queries, and save both in `runs/`, unless already there.
 
     The model is written to `models/<data>/<tag>`, or to a folder beside it if that holds another training.
-    Passages are cut to the profile's `training_length` in
-    training and to its `passage_max_length` in search.
+    Passages are cut to the profile's `training_length` in training and to its `passage_max_length` in search.
 
     Args:
         space: The workspace to read from and write to.

@@ -35,16 +35,21 @@ def parameters_of(notebook: nbformat.NotebookNode) -> dict[str, tuple[int, re.Ma
     Raises:
         ValueError: There is not exactly one such cell.
     """
-    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    if len(cells) != 1:
-        raise ValueError(f"expected one cell tagged parameters, found {len(cells)}")
     found = {}
-    for row, line in enumerate(cells[0].source.splitlines()):
+    for row, line in enumerate(_parameters_cell(notebook).source.splitlines()):
         match = PARAMETER.match(line)
         if match:
             ast.literal_eval(match.group(3))
             found[match.group(1)] = (row, match)
     return found
+
+
+def _parameters_cell(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The cell tagged `parameters`."""
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ValueError(f"expected one cell tagged parameters, found {len(cells)}")
+    return cells[0]
 
 
 def set_parameters(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> None:
@@ -61,7 +66,7 @@ def set_parameters(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> N
         ValueError: There is not exactly one such cell, or it lacks a name.
     """
     known = parameters_of(notebook)
-    [cell] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    cell = _parameters_cell(notebook)
     lines = cell.source.splitlines()
     unknown = set(values) - set(known)
     if unknown:
