@@ -78,6 +78,14 @@ def test_a_saved_result_reads_back_as_it_was(tmp_path, deep_run, deep_collection
     assert (read.evaluation.num_queries, read.evaluation.num_missing) == (3, 1)
 
 
+def test_a_run_read_back_has_every_judged_query_also_those_without_hits(tmp_path, tiny_collection):
+    run = Run({"q1": {"d1": 2.0, "d3": 1.0}, "q2": {}}, "some")
+    save(tmp_path, run, tiny_collection)
+    read = load_result(tmp_path, "some").run()
+    assert read == run
+    assert read.tag == "some"
+
+
 def test_the_metadata_say_what_made_the_run(tmp_path, deep_run, deep_collection):
     save(tmp_path, deep_run, deep_collection, seed=3, ablation=True, index_bytes=1234)
     metadata = json.loads((tmp_path / "deep-system.json").read_text(encoding="utf-8"))

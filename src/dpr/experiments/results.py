@@ -37,8 +37,10 @@ class Result:
     path: Path
 
     def run(self) -> Run:
-        """Read the saved run, with at most `KEPT_DEPTH` hits per query."""
-        return read_run(self.path)
+        """Read the saved run: every judged query, with at most `KEPT_DEPTH` hits, or none."""
+        found = read_run(self.path)
+        judged = next(iter(self.evaluation.per_query.values()))  # a file has no line for a query without hits
+        return Run({query_id: found.get(query_id, {}) for query_id in judged}, found.tag)
 
 
 def save_result(
