@@ -4,7 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from dpr.arguments import check_fields_of
 from dpr.training.settings import check_fields
@@ -90,3 +96,46 @@ class _GumbelNoise(LogitsProcessor):
         noise = torch.empty_like(likely, dtype=torch.float32).exponential_(generator=self._generator)
         drawn = likely - noise.log()
         return drawn if tokens is None else torch.full_like(scores, -torch.inf).scatter(-1, tokens, drawn)
+
+
+class Drawing:
+    """Chooses the next token of each row, greedily or at random, with a random state of its own.
+
+    Args:
+        decoding: The settings: `method`, `temperature`, `top_k`, `top_p` and `repetition_penalty`.
+        seed: The numbers that seed the random state.
+        device: The device of the logits.
+    """
+
+    def __init__(self, decoding: Decoding, seed: list[int], device: torch.device):
+        self._decoding = decoding
+        state = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
+        self._generator = torch.Generator(device).manual_seed(state)
+
+    def __call__(self, logits: torch.Tensor, before: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose a token for each of N rows.
+
+        Args:
+            logits: Logits of the next token, [N, V]; changed if repetitions are penalised.
+            before: The tokens that each row has written so far, [N, L].
+
+        Returns:
+            The tokens, [N], and the logarithm of their probability before any penalty or temperature, [N].
+        """
+        how, top = self._decoding, logits.amax(-1, keepdim=True)
+        total = (logits - top).exp_().sum(-1, dtype=torch.float32).log() + top[:, 0].float()
+        scores = logits
+        if how.repetition_penalty != 1 and before.shape[1]:
+            scores = RepetitionPenaltyLogitsProcessor(float(how.repetition_penalty))(before, logits.clone())
+        if how.method == "greedy":
+            tokens = scores.argmax(-1)
+        else:
+            likely, places = (
+                scores.topk(min(how.top_k, scores.shape[-1])) if how.top_k else scores.sort(descending=True)
+            )
+            likely = likely.float() / how.temperature
+            if how.top_p < 1:
+                likely = TopPLogitsWarper(how.top_p)(before, likely)
+            noise = torch.empty_like(likely).exponential_(generator=self._generator)
+            tokens = places.gather(1, (likely - noise.log()).argmax(-1, keepdim=True))[:, 0]
+        return tokens, logits.gather(1, tokens[:, None])[:, 0].float() - total

@@ -1,11 +1,12 @@
 """Queries for a whole collection, written to disk in numbered shards, so that the work can be resumed.
 
-A shard is a file of JSON lines, `{"doc_id": …, "queries": […]}`. It is written under a temporary name and
-then renamed. It depends only on its passages, its number and the manifest, so the queries are the same
-however often the work was interrupted.
+A shard is a file of JSON lines, `{"doc_id": …, "queries": […], "log_probabilities": […]}`. It is written
+under a temporary name and then renamed. It depends only on its passages, its number and the manifest, so the
+queries are the same however often the work was interrupted.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from dpr.data.collection import Collection
 from dpr.data.text import segments
 from dpr.files import read_jsonl, write_text
 from dpr.generation.decoding import Decoding
-from dpr.generation.generator import QueryGenerator
+from dpr.generation.writer import Query, Writer
 from dpr.shards import ShardFolder
 
 SHARD = 256  # passages
@@ -27,20 +28,25 @@ class Generated:
     """The queries written for a collection.
 
     Attributes:
-        queries: doc_id → its queries, in the order written; skipped passages are missing.
+        written: doc_id → its queries, in the order written; skipped passages are missing.
         num_skipped: Number of passages skipped because their text is too short.
         passages_per_s: Passages per second, over all attempts.
     """
 
-    queries: dict[str, list[str]] = field(repr=False)
+    written: dict[str, list[Query]] = field(repr=False)
     num_skipped: int
     passages_per_s: float
+
+    @property
+    def queries(self) -> dict[str, list[str]]:
+        """doc_id → the texts of its queries."""
+        return {doc_id: [query.text for query in found] for doc_id, found in self.written.items()}
 
 
 @checked
 def generate_queries(
     folder: Path | str,
-    generator: QueryGenerator,
+    generator: Writer,
     collection: Collection,
     decoding: Decoding,
     *,
@@ -53,7 +59,7 @@ def generate_queries(
 
     Args:
         folder: The folder for this generator, collection and these settings; made if it is missing.
-        generator: The generator, which reads `passage_max_length` tokens of a passage.
+        generator: The generator, which reads a passage up to its own limit.
         collection: The collection with the passages.
         decoding: The settings for writing queries.
         seed: Seed of sampling; each shard has its own random state.
@@ -97,19 +103,19 @@ def generate_queries(
             )
 
         def save(path, rows, found):
-            queries: dict[str, list[str]] = {passages[i].doc_id: [] for i in rows}
-            for texts, owner in zip(*found, strict=True):
-                queries[passages[rows.start + owner].doc_id] += texts
-            write_queries(path, queries)
+            written: dict[str, list[Query]] = {passages[i].doc_id: [] for i in rows}
+            for queries, owner in zip(*found, strict=True):
+                written[passages[rows.start + owner].doc_id] += queries
+            write_queries(path, written)
 
         shards.fill(missing, write, save, f"{generator.name}: queries", "passage")
-    queries: dict[str, list[str]] = {}
+    written: dict[str, list[Query]] = {}
     for path, rows in shards.items.items():
         found = read_queries(path)
         if list(found) != [passages[i].doc_id for i in rows]:
             raise ValueError(f"{path}: damaged, it lacks passages; delete it and run again, the rest is kept")
-        queries |= found
-    return Generated(queries, len(collection.passages) - len(passages), len(passages) / shards.seconds())
+        written |= found
+    return Generated(written, len(collection.passages) - len(passages), len(passages) / shards.seconds())
 
 
 def _shard_seed(seed: int, number: int) -> int:
@@ -118,29 +124,38 @@ def _shard_seed(seed: int, number: int) -> int:
 
 
 @checked
-def write_queries(path: Path | str, queries: Mapping[str, Sequence[str]]) -> None:
-    """Write queries as JSON lines, one per passage, gzipped if `path` ends in .gz."""
-    lines = (
-        json.dumps({"doc_id": doc_id, "queries": list(found)}, ensure_ascii=False)
-        for doc_id, found in queries.items()
-    )
-    write_text(path, "".join(f"{line}\n" for line in lines))
+def write_queries(path: Path | str, queries: Mapping[str, Sequence[Query]]) -> None:
+    """Write queries as JSON lines, one per passage, gzipped if `path` ends in .gz.
+
+    Log probabilities are rounded to three digits; a passage whose queries have none gets no such field.
+    """
+    lines = []
+    for doc_id, found in queries.items():
+        record = {"doc_id": doc_id, "queries": [query.text for query in found]}
+        known = [round(query.log_probability, 3) for query in found]
+        if known and not any(map(math.isnan, known)):
+            record["log_probabilities"] = known
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
 
 
 @checked
-def read_queries(path: Path | str) -> dict[str, list[str]]:
+def read_queries(path: Path | str) -> dict[str, list[Query]]:
     """Read what `write_queries` wrote: doc_id → queries.
 
     Raises:
         FileNotFoundError: No such file.
         ValueError: A line of another form or a repeated doc_id; the message names file and line.
     """
-    queries: dict[str, list[str]] = {}
+    queries: dict[str, list[Query]] = {}
     for number, record in read_jsonl(path):
         doc_id, found = record.get("doc_id"), record.get("queries")
         if not isinstance(doc_id, str) or not isinstance(found, list):
             raise ValueError(f"{path}:{number}: expected a doc_id and a list of queries")
         if not all(isinstance(query, str) for query in found) or doc_id in queries:
             raise ValueError(f"{path}:{number}: queries must be texts, and each doc_id come once")
-        queries[doc_id] = found
+        known = record.get("log_probabilities", [math.nan] * len(found))
+        if not isinstance(known, list) or len(known) != len(found):
+            raise ValueError(f"{path}:{number}: log_probabilities must be a list, one for each query")
+        queries[doc_id] = [Query(*pair) for pair in zip(found, known, strict=True)]
     return queries

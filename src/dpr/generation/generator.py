@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -28,7 +27,8 @@ from dpr.arguments import check_fields_of, checked
 from dpr.files import atomic_folder, read_json, write_text
 from dpr.generation.decoding import Decoding, sampling
 from dpr.generation.learnt_tokenizer import learn_tokenizer
-from dpr.models.batching import MIN_LENGTH, checked_texts, compute_blocks, pad_batch, padding_id, tokenize
+from dpr.generation.writer import Query, Writer
+from dpr.models.batching import MIN_LENGTH, compute_blocks, pad_batch, padding_id, tokenize
 from dpr.models.bi_encoder import PRECISIONS
 from dpr.models.checkpoint import (
     check_weights,
@@ -71,7 +71,7 @@ class GeneratorConfig:
                 raise ValueError(f"{field} must be at least {MIN_LENGTH} tokens, got {getattr(self, field)}")
 
 
-class QueryGenerator:
+class QueryGenerator(Writer):
     """Writes queries that a passage may answer.
 
     Make one with `from_pretrained`, `warm_started` or `from_scratch`.
@@ -231,25 +231,6 @@ class QueryGenerator:
         """A hash of the settings and weights, 16 hex digits."""
         return weights_fingerprint(self.model, asdict(self.config))
 
-    @checked
-    def generate(self, passages: Sequence[str], decoding: Decoding, seed: int = 0) -> list[list[str]]:
-        """Write queries for passages, each cut to the generator's passage length.
-
-        Args:
-            passages: N texts.
-            decoding: The settings for writing queries.
-            seed: Seed of sampling.
-
-        Returns:
-            N lists of `num_queries` queries, with `beam` the likeliest first. Queries may be empty or repeat.
-        """
-        passages = checked_texts(passages)
-        if not passages:
-            return []
-        with tqdm(total=len(passages), desc=f"{self.name}: queries", unit="passage") as bar:
-            [(written, _)] = self.generate_blocks([passages], decoding, [seed], progress=bar.update)
-        return written
-
     def generate_blocks(
         self,
         blocks: Iterable[Sequence[str]],
@@ -258,24 +239,8 @@ class QueryGenerator:
         overflow: str = "truncate",
         batch_tokens: int | None = None,
         progress: Callable[[int], object] = lambda texts: None,
-    ) -> Iterator[tuple[list[list[str]], np.ndarray]]:
-        """Write queries for one block of passages after the other, while the next block is tokenised.
-
-        The queries of a block depend only on that block and its seed.
-
-        Args:
-            blocks: Blocks of texts. Texts of similar length share a batch, so a block should have hundreds.
-            decoding: The settings for writing queries.
-            seeds: One seed for each block.
-            overflow: How to treat passages that are too long: `truncate` cuts them to one row, `max_chunk`
-                splits them into several rows.
-            batch_tokens: Tokens in a batch, read and written ones; by default 2,048 on a CPU and 131,072
-                on a GPU.
-            progress: Called with the number of passages whose first row is newly done.
-
-        Yields:
-            For each block its rows' lists of queries, and the position of each row's passage, int64 [rows].
-        """
+    ) -> Iterator[tuple[list[list[Query]], np.ndarray]]:
+        """Write queries for one block of passages after the other; see `Writer.generate_blocks`."""
         self.model.eval()
         longest = max_tokens(getattr(self.model, "decoder", self.model).base_model)
         if decoding.max_length > longest:
@@ -295,7 +260,7 @@ class QueryGenerator:
         )
 
     @torch.inference_mode()
-    def _write(self, rows: list[dict], decoding: Decoding, seed: list[int]) -> list[list[str]]:
+    def _write(self, rows: list[dict], decoding: Decoding, seed: list[int]) -> list[list[Query]]:
         """Write the queries of one batch: `num_queries` for each row."""
         device, dtype = self.model.device, PRECISIONS[self.precision]
         fields = {name: tensor.to(device) for name, tensor in self.pad(rows).items()}
@@ -311,9 +276,9 @@ class QueryGenerator:
                 fields = {"encoder_outputs": read, "attention_mask": mask}
                 how["logits_processor"] = LogitsProcessorList(sampling(decoding, seed, device))
             ids = self.model.generate(**fields, **how)
-        texts = [" ".join(t.split()) for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-        count = decoding.num_queries
-        return [texts[i : i + count] for i in range(0, len(texts), count)]
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        queries, count = [Query(" ".join(text.split())) for text in texts], decoding.num_queries
+        return [queries[i : i + count] for i in range(0, len(queries), count)]
 
     def pad(self, rows: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
         """Pad B tokenised passages to a batch of `input_ids` and `attention_mask`, int64 [B, T]."""

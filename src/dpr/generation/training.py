@@ -87,7 +87,7 @@ class GeneratorTrainer(LoggedTrainer):
         greedy = Decoding("greedy", max_length=self.generator.config.query_max_length)
         passages = [self.validation.passages[doc_id] for doc_id in references]
         [(written, _)] = self.generator.generate_blocks([passages], greedy, [0])
-        found = score_texts([queries[0] for queries in written], list(references.values()))
+        found = score_texts([queries[0].text for queries in written], list(references.values()))
         loss = self._held_out_loss(read)
         return found | {"loss": loss, PASSAGE_GAIN: self._held_out_loss(read[1:] + read[:1]) - loss}
 

@@ -28,7 +28,7 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
 
 
 def tokenize(
-    tokenizer, texts: Sequence[str], prompt: str, max_length: int, overflow: str
+    tokenizer, texts: Sequence[str], prompt: str, max_length: int, overflow: str, special: bool = True
 ) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
     """Tokenise texts, with a prompt before each text or, if texts are split, before each chunk.
 
@@ -41,6 +41,7 @@ def tokenize(
         prompt: Text put before each text or chunk.
         max_length: Most tokens per row, special tokens and prompt included.
         overflow: `truncate` cuts each text to one row; `max_chunk` splits it into as many rows as needed.
+        special: Whether the tokenizer's special tokens are put around each row.
 
     Returns:
         The rows, each as field → int64 [T], and the position of each row's text, int64 [rows].
@@ -54,15 +55,16 @@ def tokenize(
         return [], np.empty(0, dtype=np.int64)
     whole = [prompt + text for text in texts]
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
-    room = max_length - tokenizer.num_special_tokens_to_add() - len(prompt_ids)
+    room = max_length - special * tokenizer.num_special_tokens_to_add() - len(prompt_ids)
     if room < 1:
         raise ValueError(
             f"the prompt {prompt!r} leaves no room for a text in {max_length} tokens; shorten it"
         )
     if overflow == "truncate":
-        found, owners = tokenizer(whole, truncation=True, max_length=max_length), range(len(texts))
+        found = tokenizer(whole, truncation=True, max_length=max_length, add_special_tokens=special)
+        owners = range(len(texts))
     else:
-        found, owners = _chunks(tokenizer, whole, prompt_ids, max_length)
+        found, owners = _chunks(tokenizer, whole, prompt_ids, max_length, special)
     rows = [
         dict(zip(found, (np.asarray(field, dtype=np.int64) for field in row), strict=True))
         for row in zip(*found.values(), strict=True)
@@ -75,7 +77,7 @@ def tokenize(
 
 
 def _chunks(
-    tokenizer, texts: Sequence[str], prompt_ids: list[int], max_length: int
+    tokenizer, texts: Sequence[str], prompt_ids: list[int], max_length: int, add_special: bool
 ) -> tuple[dict[str, list[list[int]]], list[int]]:
     """Split tokenised texts, prompt included, into rows; the position of each row's text.
 
@@ -86,7 +88,7 @@ def _chunks(
     special = set(tokenizer.all_special_ids)
     plain = (i for i, tokens in enumerate(found) if tokens and special.isdisjoint(tokens))
     sample = next((texts[i] for i in plain), "a")
-    body, framed = (tokenizer(sample, add_special_tokens=add, verbose=False) for add in (False, True))
+    body, framed = (tokenizer(sample, add_special_tokens=add, verbose=False) for add in (False, add_special))
     size, ids = len(body["input_ids"]), framed["input_ids"]
     at = next((i for i in range(len(ids) - size + 1) if ids[i : i + size] == body["input_ids"]), None)
     if at is None:

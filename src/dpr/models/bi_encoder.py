@@ -29,6 +29,13 @@ CPU_BATCH, GPU_BATCH = 1_024, 65_536  # most tokens per batch
 BLOCK = 8_192  # texts per block when all vectors are kept in memory
 
 
+def fast_precision(device: str) -> str:
+    """The quickest key of `PRECISIONS` that large models bear: bfloat16 if the hardware computes with it."""
+    can = torch.cpu.get_capabilities()
+    in_hardware = can.get("avx512_bf16") or can.get("amx_bf16")
+    return "bfloat16" if device != "cpu" or in_hardware else "float32"
+
+
 class BiEncoder:
     """Encodes queries and passages as vectors, to be compared by the similarity in `config`.
 
