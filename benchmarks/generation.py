@@ -1,11 +1,11 @@
-"""Passages a second that queries are written for, beside a plain loop over `model.generate`, alternating.
+"""Passages a second that a causal language model writes queries for, beside `model.generate`, alternating.
 
-    .venv/bin/python benchmarks/generation.py [--passages 256] [--rounds 5] [--model FOLDER]
+    .venv/bin/python benchmarks/generation.py [--passages 48] [--rounds 3] [--queries 1] [--model NAME]
 
-NFCorpus's passages, spread over the collection, at 128 tokens, greedy queries of up to 24. The plain loop
-takes batches of 16 in the collection's order, on all cores. The model is all-MiniLM-L6-v2 warm-started with
-two decoder layers and not trained: it rarely ends a query, so both write full lengths. `--model` takes a
-trained one. Both must write the same queries.
+NFCorpus's passages, spread over the collection, at 256 tokens, after three examples; up to 32 new tokens, in
+the same precision. The plain loop gives `model.generate` batches of 8, in the collection's order, with the
+examples in front of each passage. Greedily (`--queries 1`) both must write the same queries, but for
+bfloat16's rounding; with more, both sample, and only the speed is compared.
 """
 
 import argparse
@@ -13,35 +13,37 @@ import statistics
 import time
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from dpr import load_collection
 from dpr.generation.decoding import Decoding
-from dpr.generation.generator import QueryGenerator
+from dpr.generation.llm import PROMPTS, CausalGenerator
+from dpr.models.bi_encoder import PRECISIONS
+from dpr.models.checkpoint import find_checkpoint
 from dpr.provenance import hardware
 
-LENGTHS = {"passage_max_length": 128, "query_max_length": 24}
-BATCH = 16
+BATCH, LENGTH = 8, 32
 
 
 @torch.inference_mode()
-def plain_loop(generator: QueryGenerator, texts: list[str]) -> list[list[str]]:
-    written = []
+def plain_loop(model, tokenizer, texts: list[str], num_queries: int, longest: int) -> list[list[str]]:
+    prompt, written = PROMPTS["examples"], []
+    tokenizer.padding_side = "left"
+    cut = [tokenizer.decode(ids[:longest]) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    how = {"do_sample": True, "temperature": 0.7, "top_k": 10, "num_return_sequences": num_queries}
     for start in range(0, len(texts), BATCH):
-        found = generator.tokenizer(
-            texts[start : start + BATCH],
-            truncation=True,
-            max_length=LENGTHS["passage_max_length"],
-            padding=True,
-            return_tensors="pt",
-        ).to(generator.model.device)
-        ids = generator.model.generate(
-            input_ids=found["input_ids"],
-            attention_mask=found["attention_mask"],
-            do_sample=False,
-            max_new_tokens=LENGTHS["query_max_length"],
+        asked = [f"{prompt.before} {text}{prompt.after}" for text in cut[start : start + BATCH]]
+        found = tokenizer(asked, padding=True, return_tensors="pt")
+        ids = model.generate(
+            **found,
+            max_new_tokens=LENGTH,
+            stop_strings=["\n"],
+            tokenizer=tokenizer,
+            **(how if num_queries > 1 else {"do_sample": False}),
         )
-        decoded = generator.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        written += [[" ".join(text.split())] for text in decoded]
+        new = tokenizer.batch_decode(ids[:, found["input_ids"].shape[1] :], skip_special_tokens=True)
+        queries = [" ".join(text.split("\n")[0].split()) for text in new]
+        written += [queries[i : i + num_queries] for i in range(0, len(queries), num_queries)]
     return written
 
 
@@ -49,21 +51,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--passages", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--model")
+    parser.add_argument("--passages", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--queries", type=int, default=1)
+    parser.add_argument("--model", default="gemma-3-270m")
     given = parser.parse_args()
     passages = load_collection("nfcorpus").passages
-    texts = [passage.contents for passage in passages[:: max(1, len(passages) // given.passages)]]
-    if given.model:
-        generator = QueryGenerator.from_pretrained(given.model, precision="float32", **LENGTHS)
-    else:
-        generator = QueryGenerator.warm_started("all-MiniLM-L6-v2", num_decoder_layers=2, **LENGTHS)
-    generator.model.eval()
-    greedy = Decoding("greedy", max_length=LENGTHS["query_max_length"])
+    chosen = passages[:: max(1, len(passages) // given.passages)][: given.passages]
+    texts = [" ".join(passage.contents.split()) for passage in chosen]
+    writer = CausalGenerator.from_pretrained(given.model)
+    peer = AutoModelForCausalLM.from_pretrained(
+        find_checkpoint(given.model), dtype=PRECISIONS[writer.precision]
+    )
+    method = "greedy" if given.queries == 1 else "sample"
+    decoding = Decoding(method, given.queries, LENGTH, top_k=10, temperature=0.7)
+    longest = writer.config.passage_max_length
     runs = {
-        "QueryGenerator": lambda: generator.generate(texts, greedy),
-        "plain loop": lambda: plain_loop(generator, texts),
+        "CausalGenerator": lambda: writer.generate(texts, decoding),
+        "plain loop": lambda: plain_loop(peer, writer.tokenizer, texts, given.queries, longest),
     }
     written = {name: run() for name, run in runs.items()}
     same = sum(a == b for a, b in zip(*written.values(), strict=True)) / len(texts)
@@ -73,9 +78,10 @@ def main() -> None:
             start = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - start)
-    print(f"{hardware()}; {len(texts)} passages, {given.rounds} rounds; the same queries for {same:.1%}")
+    print(f"{hardware()}, {writer.precision}; {len(texts)} passages, {given.queries} queries each, ", end="")
+    print(f"{given.rounds} rounds" + (f"; the same query for {same:.0%}" if method == "greedy" else ""))
     for name, found in times.items():
-        print(f"{name:>16}: {len(texts) / statistics.median(found):.1f} passages/s")
+        print(f"{name:>16}: {len(texts) / statistics.median(found):.2f} passages/s")
     ratios = [b / a for a, b in zip(*times.values(), strict=True)]
     print(f"{'ratio':>16}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 

@@ -9,6 +9,8 @@ from dpr.experiments.profiles import (
     PROFILES,
     TRAINED_ON,
     Profile,
+    QueryWriting,
+    SyntheticTraining,
     get_profile,
     without_judgements_to_learn_from,
 )
@@ -30,7 +32,7 @@ def project(tmp_path, monkeypatch):
 
 def is_plain(profile, name):
     """Whether a profile is that of `scifact` without what only `scifact` has, over the collection `name`."""
-    own = {"factors": False, "triples": None, "larger": None, "query_max_length": None}
+    own = {"factors": False, "triples": None, "larger": None, "larger_encoders": (), "query_max_length": None}
     return profile == dataclasses.replace(PROFILES["scifact"], name=name, collection=name, **own)
 
 
@@ -103,7 +105,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(project, name):
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda profile: profile.name)
 def test_it_is_declared_what_the_encoders_of_a_profile_were_trained_on(profile):
-    assert set(profile.encoders) <= TRAINED_ON.keys()
+    assert {*profile.encoders, *profile.larger_encoders} <= TRAINED_ON.keys()
 
 
 @pytest.mark.parametrize("value", [0, -1])
@@ -125,6 +127,21 @@ def test_a_profile_needs_a_seed_and_an_encoder(field):
         Profile("mine", "scifact", **{field: ()})
 
 
+@pytest.mark.parametrize("numbers", [(), (5, 1), (1, 1)])
+def test_numbers_of_queries_that_do_not_grow_are_refused(numbers):
+    with pytest.raises(ValueError, match=escape(f"num_queries must be numbers that grow, got {numbers}")):
+        QueryWriting(num_queries=numbers)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("most_queries", 0), ("depth", 0), ("share", 0.0), ("share", 1.1), ("filters", ()), ("filters", ("x",))],
+)
+def test_settings_for_training_on_written_queries_are_checked(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be"):
+        SyntheticTraining(**{field: value})
+
+
 def test_a_profile_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         get_profile("scifact").depth = 10
@@ -134,7 +151,7 @@ def test_without_judgements_it_is_learnt_from_docstrings_as_sample_does_and_noth
     arguana = dataclasses.replace(get_profile("arguana"), validation_queries=7)
     sample = get_profile("sample")
     changed = without_judgements_to_learn_from(arguana)
-    parts = ("training", "training_length", "validation_passages", "validation_queries", "writing", "seeds")
+    parts = ("training", "training_length", "validation_passages", "validation_queries", "synthetic", "seeds")
     assert changed.training_set == "docstrings/train"
     for part in parts:
         assert getattr(changed, part) == getattr(sample, part) != getattr(arguana, part)

@@ -11,6 +11,7 @@ from re import escape
 import nbformat
 import numpy as np
 import pytest
+from made_writers import save_causal
 
 from dpr.data.collection import Collection, Passage
 from dpr.data.loading import load_collection, project_root
@@ -514,6 +515,7 @@ def test_the_readmes_code_runs_and_its_number_is_the_runs(tmp_path, monkeypatch,
         ("num_passages=1000, num_queries=100", "num_passages=20, num_queries=4"),
         ("num_steps=240, eval_every=60", "num_steps=2, batch_size=4, eval_every=2, log_every=2"),
         ("num_queries=5", "num_queries=1, max_length=4"),
+        ('"gemma-3-270m"', f'"{save_causal(tmp_path / "causal", "llama")}"'),
     )
     assert all(said_there in code for said_there, _ in shorter)
     for block in blocks:  # each by itself

@@ -6,12 +6,15 @@ from re import escape
 
 import pytest
 from killing import in_children
+from made_writers import save_causal
 
 from dpr.data.collection import Collection, Passage
 from dpr.files import crc32
 from dpr.generation.decoding import Decoding
 from dpr.generation.generate import generate_queries, read_queries, write_queries
 from dpr.generation.generator import QueryGenerator
+from dpr.generation.saved import SETTINGS
+from dpr.generation.writer import Query
 
 DECODING = Decoding(num_queries=2, max_length=4)
 WORDS = ["masks", "zinc", "bats", "cold", "soap", "skin", "lungs", "water", "milk", "snow", "salt", "air"]
@@ -26,7 +29,7 @@ from dpr.generation.generate import generate_queries
 from dpr.generation.generator import QueryGenerator
 from killing import serve
 
-generator = QueryGenerator.from_pretrained(sys.argv[1], device="cpu")
+generator = QueryGenerator.from_pretrained(sys.argv[1], device="cpu", precision="float32")
 passages = [Passage(*fields) for fields in json.loads(sys.argv[2])]
 collection = Collection("made", passages, {}, {"test": {}})
 
@@ -222,7 +225,13 @@ def test_a_damaged_description_is_named(generator, tmp_path, name, text):
         generate_queries(tmp_path, generator, made(9), DECODING, shard_size=3)
 
 
-def test_killed_before_any_file_event_the_same_bytes_come_out(folder, generator, tmp_path):
+@pytest.mark.parametrize("kind", ["encoder-decoder", "causal"])
+def test_killed_before_any_file_event_the_same_bytes_come_out(folder, tmp_path, kind):
+    if kind == "causal":
+        folder = save_causal(tmp_path / "model", "gemma3")
+        how = {"passage_max_length": 10, "query_max_length": 6, "prompt": "none"}
+        (folder / SETTINGS).write_text(json.dumps(how))
+    generator = QueryGenerator.from_pretrained(folder, device="cpu", precision="float32")
     collection = made(12)
     decoding = {"num_queries": 2, "max_length": 4}
     generate_queries(tmp_path / "whole", generator, collection, DECODING, shard_size=3)
@@ -238,7 +247,7 @@ def test_killed_before_any_file_event_the_same_bytes_come_out(folder, generator,
 
 
 def test_queries_read_back_from_plain_and_gzipped_files(tmp_path):
-    queries = {"d1": ["was ist Zink", "größer?"], "d2": []}
+    queries = {"d1": [Query("was ist Zink"), Query("größer?")], "d2": [], "d3": [Query("zinc", -0.25)]}
     for name in ("queries.jsonl", "queries.jsonl.gz"):
         write_queries(tmp_path / name, queries)
         assert read_queries(tmp_path / name) == queries

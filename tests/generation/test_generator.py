@@ -41,10 +41,15 @@ def by_transformers(generator, passage, **how):
     return [" ".join(t.split()) for t in generator.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
+def texts_of(written):
+    """The texts of lists of queries."""
+    return [[query.text for query in queries] for queries in written]
+
+
 @pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
 def test_greedy_queries_are_those_of_one_passage_at_a_time(generator, batch_tokens):
     [(written, owners)] = generator.generate_blocks([PASSAGES], GREEDY, [0], batch_tokens=batch_tokens)
-    assert written == [by_transformers(generator, passage, do_sample=False) for passage in PASSAGES]
+    assert texts_of(written) == [by_transformers(generator, passage, do_sample=False) for passage in PASSAGES]
     assert owners.tolist() == [0, 1, 2, 3, 4]
 
 
@@ -94,7 +99,7 @@ def test_sampling_depends_on_seed_and_block_alone(generator):
     first = generator.generate(PASSAGES, decoding, seed=7)
     torch.manual_seed(2)
     blocks = generator.generate_blocks([["other"], PASSAGES], decoding, [1, 7])
-    assert [written for written, _ in blocks][1] == first
+    assert [texts_of(written) for written, _ in blocks][1] == first
     assert generator.generate(PASSAGES, decoding, seed=8) != first
     assert [len(queries) for queries in first] == [3] * 5
 
@@ -106,7 +111,7 @@ def test_a_long_passage_is_cut_or_read_in_chunks(generator):
     [(chunked, owners)] = generator.generate_blocks([[long, "zinc"]], GREEDY, [0], overflow="max_chunk")
     assert owners.tolist() == [0, 0, 0, 1]
     assert len(chunked) == 4
-    assert chunked[0] == cut[0] == by_transformers(generator, "bats " * 10)
+    assert texts_of([chunked[0], cut[0]]) == [by_transformers(generator, "bats " * 10)] * 2
     done = []
     list(generator.generate_blocks([[long, "zinc"]], GREEDY, [0], "max_chunk", progress=done.append))
     assert sum(done) == 2

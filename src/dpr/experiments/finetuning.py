@@ -8,12 +8,14 @@ from transformers import TrainerCallback
 from dpr.data.collection import Collection
 from dpr.data.training_data import TrainingData
 from dpr.data.trec import Run
+from dpr.evaluation.metrics import evaluate
 from dpr.experiments.plots import plot_training
 from dpr.experiments.results import Result, kept_result
 from dpr.experiments.workspace import Workspace
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 from dpr.search.bm25 import BM25
+from dpr.search.index import build_index
 from dpr.training.bi_encoder import describe_training, train
 from dpr.training.resume import Training, keep_training, read_kept_training
 from dpr.training.settings import TrainingSettings
@@ -28,10 +30,12 @@ class FineTuned:
     Attributes:
         result: The result for the test queries.
         training: The training's record and history.
+        dev: Metric → mean for dev queries; empty if none were given.
     """
 
     result: Result
     training: Training
+    dev: dict[str, float]
 
 
 def bm25_hits(space: Workspace, data: TrainingData, depth: int) -> tuple[Run, dict[str, str]]:
@@ -78,6 +82,8 @@ def train_and_search(
     collection: Collection,
     *,
     notebook: str,
+    dev: Collection | None = None,
+    training_length: int | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> FineTuned:
     """Fine-tune an encoder, search for the test queries, and save both in `runs/`, unless already there.
@@ -94,18 +100,20 @@ def train_and_search(
         validation: Queries and passages to select the best checkpoint by.
         collection: The collection to search.
         notebook: Name of the calling notebook, without the ending.
+        dev: A collection whose queries are searched too, to choose between trainings; no run is saved.
+        training_length: Passages are cut to this many tokens in training, in place of the profile's.
         callbacks: Further callbacks of the Trainer.
 
     Raises:
         ValueError: An error of `train`.
     """
-    start = _with_passage_length(encoder, space.profile.training_length)
+    start = _with_passage_length(encoder, training_length or space.profile.training_length)
     path, record = space.kept_training(tag), describe_training(start, data, settings, validation, [tag])
     kept = read_kept_training(path, record)
     searched = kept and kept.finished.get("searched")
     result = searched and kept_result(space.runs, tag, collection, space.profile.depth, searched)
-    if result:
-        return FineTuned(result, kept)
+    if result and (dev is None or "dev" in kept.finished):
+        return FineTuned(result, kept, kept.finished.get("dev", {}))
     folder = space.training_folder(data.name, tag, record)
     trained = train(start, data, folder, settings, validation=validation, tags=[tag], callbacks=callbacks)
     ready = _with_passage_length(trained.encoder, space.profile.passage_max_length)
@@ -118,8 +126,16 @@ def train_and_search(
         seed=settings.seed,
         trained_on=f"{len(data.examples):,} queries of {data.name}",
     )
-    keep_training(path, trained, searched=result.metadata["config"]["model"])
-    return FineTuned(result, trained)
+    means = {}
+    if dev:
+        encoded = space.passage_vectors(ready, dev)
+        index = build_index("exact", encoded.vectors, encoded.doc_ids, ready.config.similarity)
+        query_emb = ready.encode_queries(list(dev.queries.values()))
+        run = index.search_run(list(dev.queries), query_emb, space.profile.depth, tag, dev.own_documents)
+        means = evaluate(dev.qrels, run).means
+    more = {"dev": means} if dev else {}
+    keep_training(path, trained, searched=result.metadata["config"]["model"], **more)
+    return FineTuned(result, trained, means)
 
 
 def _with_passage_length(encoder: BiEncoder | TwoEncoders, length: int) -> BiEncoder | TwoEncoders:

@@ -25,7 +25,18 @@ from dpr.provenance import hardware
 
 PARAMETER = re.compile(r"^([A-Z][A-Z0-9_]*)(\s*=\s*)(.+?)(\s*#.*)?$")
 # Seconds of each notebook on `sample` with two idle cores, to estimate how long the rest will take
-SAMPLE_SECONDS = {"00": 16, "01": 9, "02": 18, "03": 66, "04": 99, "05": 84, "06": 118, "07": 18, "10": 11}
+SAMPLE_SECONDS = {
+    "00": 16,
+    "01": 9,
+    "02": 18,
+    "03": 66,
+    "04": 99,
+    "05": 84,
+    "06": 60,
+    "07": 18,
+    "08": 80,
+    "10": 11,
+}
 RENDERED = re.compile(r"^\*Rendered .*\*$", re.MULTILINE)
 
 

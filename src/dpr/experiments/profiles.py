@@ -8,43 +8,82 @@ from dpr.data.download import BEIR_MD5
 from dpr.data.loading import find_data, project_root
 from dpr.training.settings import GeneratorSettings, TrainingSettings, check_fields
 
+FILTERS = ("all", "way back", "likely")  # of written queries to train on
+
 
 @dataclass(frozen=True)
 class QueryWriting:
-    """Settings for training query generators and writing the queries that expand passages.
+    """Settings for writing the queries that expand passages, or that a bi-encoder is trained on.
 
     Args:
-        checkpoint: The T5-like checkpoint to train. None: two stand-ins that need no download are trained,
-            and the better one is used.
-        sets: Names of the sets to learn from, in addition to the profile's training set.
-        most_queries: Most queries to take from each of `sets` that has pairs or triples, chosen at random.
-        held_out: Number of queries held out from training to select the best checkpoint by.
-        training: Settings of the training; its seed is replaced by the profile's.
+        writer: The language model that writes from a prompt, or a T5-like checkpoint that was trained to.
+        prompt: A key of `generation.llm.PROMPTS`; None for the writer's own.
         passage_max_length: Passages are cut to this many tokens.
-        query_max_length: Most tokens in a query, in training and in writing.
-        decoder_layers: Layers of the decoder of the stand-in that starts from an encoder.
-        vocab_size: Most tokens in the vocabulary of the stand-in that starts from random weights.
-        num_queries: The numbers of queries per passage to compare, in ascending order.
+        query_max_length: Most tokens in a query.
+        top_k: Each token is drawn from this many of the likeliest.
+        temperature: Below 1, likely tokens are drawn more often.
+        num_queries: The numbers of queries per passage to compare, in ascending order; the last is written.
+        tuned: A checkpoint that is trained to write, for comparison; None: none is.
+        sets: Names of the sets that it learns from.
+        most_queries: Most queries to take from each of `sets`, chosen at random.
+        held_out: Number of queries held out from training to select the best checkpoint by.
+        training: Settings of its training; its seed is replaced by the profile's.
+        tuned_queries: Queries per passage that it writes.
 
     Raises:
         ValueError: `num_queries` is empty or not ascending.
     """
 
-    checkpoint: str | None = None
-    sets: tuple[str, ...] = ()
-    most_queries: int = 4000
-    held_out: int = 500
+    writer: str = "gemma-3-270m"
+    prompt: str | None = None
+    passage_max_length: int = 256
+    query_max_length: int = 32
+    top_k: int = 10
+    temperature: float = 0.7
+    num_queries: tuple[int, ...] = (1, 2, 5)
+    tuned: str | None = None
+    sets: tuple[str, ...] = ("medquad-pairs", "squad-triples")
+    most_queries: int = 2000
+    held_out: int = 200
     training: GeneratorSettings = field(default_factory=GeneratorSettings)
-    passage_max_length: int = 200
-    query_max_length: int = 24
-    decoder_layers: int = 2
-    vocab_size: int = 8000
-    num_queries: tuple[int, ...] = (1, 5, 10, 20, 40)
+    tuned_queries: int = 5
 
     def __post_init__(self):
         check_fields_of(self)
         if not self.num_queries or list(self.num_queries) != sorted(set(self.num_queries)):
             raise ValueError(f"num_queries must be numbers that grow, got {self.num_queries}")
+
+
+@dataclass(frozen=True)
+class SyntheticTraining:
+    """Settings for training a bi-encoder on written queries.
+
+    Args:
+        filters: The filters to compare: `all` (none), `way back` and `likely`; dev queries choose.
+        most_queries: Most queries to train on, chosen at random from those that a filter leaves.
+        held_out: Queries held out to select the checkpoint by.
+        share: Share of the queries that filtering by log probability or by the encoder keeps.
+        negatives: Hard negatives mined for each query from BM25's hits.
+        depth: They are mined from this many hits.
+        passage_max_length: Passages are cut to this many tokens in training.
+        training: Settings of the training; its seed is replaced by each of the profile's.
+    """
+
+    filters: tuple[str, ...] = ("way back",)
+    most_queries: int = 6000
+    held_out: int = 200
+    share: float = 0.5
+    negatives: int = 4
+    depth: int = 50
+    passage_max_length: int = 128
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def __post_init__(self):
+        check_fields_of(self)
+        sizes = ("most_queries", "held_out", "negatives", "depth", "passage_max_length")
+        check_fields(self, "at least 1", lambda v: v >= 1, *sizes)
+        check_fields(self, "above 0 and at most 1", lambda v: 0 < v <= 1, "share")
+        check_fields(self, f"some of {FILTERS}", lambda v: v and set(v) <= set(FILTERS), "filters")
 
 
 @dataclass(frozen=True)
@@ -58,6 +97,7 @@ class Profile:
             judgements, `<collection>/train` for those of another one, or the name of a set of triples.
         base_model: The checkpoint that fine-tuning starts from.
         encoders: Trained bi-encoders to measure; the first one is examined more closely.
+        larger_encoders: Further ones, which take longer; measured where they are at hand.
         depth: Hits per query in a search; the saved run has fewer.
         query_max_length: Queries are cut to this many tokens; None: `Workspace.lengths` chooses by the data.
         passage_max_length: Passages are cut to this many tokens in search.
@@ -70,7 +110,8 @@ class Profile:
         triples: Name of a set of triples about other texts. Encoders trained on it show search without
             the collection's own judgements; skipped if the data folder lacks the set.
         larger: Name of a larger set of passages for approximate search; skipped if it is not at hand.
-        writing: Settings for the queries that expand passages.
+        writing: Settings for the queries that models write for passages.
+        synthetic: Settings for training on such queries.
         seeds: Seeds of fine-tuning, one training for each; the first one also seeds everything else.
         num_passages: The collection is cut to this many passages; None keeps all.
         num_queries: Each split is cut to this many queries, if `num_passages` is given; None keeps all.
@@ -84,6 +125,7 @@ class Profile:
     training_set: str = "train"
     base_model: str = "all-MiniLM-L6-v2"
     encoders: tuple[str, ...] = ("all-MiniLM-L6-v2",)
+    larger_encoders: tuple[str, ...] = ()
     depth: int = 1000
     query_max_length: int | None = 64
     passage_max_length: int = 256
@@ -96,6 +138,7 @@ class Profile:
     triples: str | None = None
     larger: str | None = None
     writing: QueryWriting = field(default_factory=QueryWriting)
+    synthetic: SyntheticTraining = field(default_factory=SyntheticTraining)
     seeds: tuple[int, ...] = (0, 1, 2)
     num_passages: int | None = None
     num_queries: int | None = None
@@ -115,23 +158,11 @@ class Profile:
         check_fields(self, "one or more", lambda v: len(v) > 0, "seeds", "encoders")
 
 
-# One generator serves both small collections; it learns from no dev or test query of either
-SMALL_WRITING = QueryWriting(
-    sets=("scifact/train", "nfcorpus/train", "medquad-pairs", "squad-triples"),
-    most_queries=500,
-    training=GeneratorSettings(
-        num_steps=1000,
-        batch_size=64,
-        queries_per_passage=2,
-        learning_rate=1e-3,
-        eval_every=250,
-        log_every=25,
-        metric="passage gain",
-        dropout=0.0,
-        precision="bfloat16",
+SMALL_SYNTHETIC = SyntheticTraining(
+    filters=FILTERS,
+    training=TrainingSettings(
+        num_steps=80, batch_size=64, learning_rate=2e-5, eval_every=30, dropout=0.0, precision="bfloat16"
     ),
-    passage_max_length=128,
-    num_queries=(1, 5, 10, 20),
 )
 
 PROFILES = {
@@ -145,14 +176,9 @@ PROFILES = {
             validation_passages=300,
             validation_queries=100,
             passage_max_length=128,
-            writing=QueryWriting(
-                held_out=40,
-                training=GeneratorSettings(
-                    num_steps=40, eval_every=20, batch_size=16, learning_rate=1e-3, dropout=0.0
-                ),
+            synthetic=SyntheticTraining(
                 passage_max_length=64,
-                query_max_length=16,
-                num_queries=(1, 3),
+                training=TrainingSettings(num_steps=20, batch_size=16, eval_every=10, dropout=0.0),
             ),
             num_passages=1000,
             num_queries=200,
@@ -167,16 +193,10 @@ PROFILES = {
             validation_queries=10,
             factors=True,
             passage_max_length=64,
-            writing=QueryWriting(
-                held_out=10,
-                training=GeneratorSettings(
-                    num_steps=16, eval_every=8, log_every=1, batch_size=8, learning_rate=1e-3
-                ),
+            synthetic=SyntheticTraining(
+                held_out=20,
                 passage_max_length=32,
-                query_max_length=8,
-                decoder_layers=1,
-                vocab_size=600,
-                num_queries=(1, 2),
+                training=TrainingSettings(num_steps=4, batch_size=8, eval_every=2, log_every=1, dropout=0.0),
             ),
             num_passages=300,
             num_queries=40,
@@ -185,6 +205,7 @@ PROFILES = {
         Profile(
             "scifact",
             "scifact",
+            larger_encoders=("all-mpnet-base-v2",),
             training=TrainingSettings(
                 num_epochs=5, eval_every=20, log_every=5, dropout=0.0, precision="bfloat16"
             ),
@@ -194,11 +215,12 @@ PROFILES = {
             factors=True,
             triples="squad-triples",
             larger="msmarco-dl",
-            writing=SMALL_WRITING,
+            synthetic=SMALL_SYNTHETIC,
         ),
         Profile(
             "nfcorpus",
             "nfcorpus",
+            larger_encoders=("all-mpnet-base-v2",),
             training=TrainingSettings(
                 num_steps=200,
                 batch_size=288,
@@ -214,7 +236,8 @@ PROFILES = {
             hard_negatives=False,
             validation_queries=100,
             triples="squad-triples",
-            writing=SMALL_WRITING,
+            writing=QueryWriting(num_queries=(1, 5, 10, 20)),
+            synthetic=SMALL_SYNTHETIC,
         ),
         Profile(
             "trec-covid",
@@ -224,9 +247,17 @@ PROFILES = {
             encoders=("all-MiniLM-L12-v2", "all-mpnet-base-v2"),
             training=TrainingSettings(num_epochs=10, batch_size=128, learning_rate=5e-5, eval_every=80),
             writing=QueryWriting(
-                checkpoint="t5-base",
-                training=GeneratorSettings(num_epochs=3, learning_rate=1e-4, eval_every=200),
+                writer="Qwen/Qwen3-1.7B-Base",
                 num_queries=(1, 5, 10),
+                tuned="t5-base",
+                sets=("msmarco-tiny",),
+                most_queries=20_000,
+                training=GeneratorSettings(num_epochs=3, learning_rate=1e-4, eval_every=200),
+                tuned_queries=10,
+            ),
+            synthetic=SyntheticTraining(
+                most_queries=100_000,
+                training=TrainingSettings(num_epochs=1, batch_size=128, learning_rate=2e-5, eval_every=80),
             ),
         ),
     )
@@ -246,8 +277,8 @@ def get_profile(name: str) -> Profile:
     Args:
         name: `sample`, `scifact`, `nfcorpus`, `trec-covid` or `smoke` (for tests); or a folder in BEIR
             layout, by its path or its name in the data folder; or the name of another BEIR set. These get
-            the settings of `scifact`, except `factors`, `triples` and `larger`; the length of queries is left
-            to the data.
+            the settings of `scifact`, except `factors`, `triples`, `larger` and `larger_encoders`; the length
+            of queries is left to the data.
 
     Raises:
         ValueError: `name` is none of these.
@@ -257,7 +288,8 @@ def get_profile(name: str) -> Profile:
     places = [Path(name), project_root() / name, find_data(name) if name else None]
     somewhere = "/" in name or name in BEIR_MD5 or any(place and place.is_dir() for place in places)
     if somewhere and Path(name).name not in ("", ".."):  # results are kept by the folder's name
-        plain = {"factors": False, "triples": None, "larger": None, "query_max_length": None}
+        plain = {"factors": False, "triples": None, "larger": None, "larger_encoders": ()}
+        plain["query_max_length"] = None
         return replace(PROFILES["scifact"], name=name, collection=name, **plain)
     raise ValueError(
         f"unknown profile {name!r}; known: {', '.join(PROFILES)}, a folder in BEIR layout, a BEIR set"
@@ -267,7 +299,7 @@ def get_profile(name: str) -> Profile:
 def without_judgements_to_learn_from(profile: Profile) -> Profile:
     """The profile of a collection without train judgements: it learns from docstrings, as `sample` does."""
     sample = PROFILES["sample"]
-    parts = ("training", "training_length", "validation_passages", "validation_queries", "writing", "seeds")
+    parts = ("training", "training_length", "validation_passages", "validation_queries", "synthetic", "seeds")
     return replace(
         profile, training_set="docstrings/train", **{part: getattr(sample, part) for part in parts}
     )

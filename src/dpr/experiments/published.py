@@ -29,7 +29,7 @@ def _row(metric: str, system: str, source: str, tolerance: float, **values: floa
 
 
 # A name here is that of one of our systems only where it is the same system: `bm25-docT5query` is BM25 over
-# documents expanded by a T5 trained on all of MS MARCO, which our `bm25-doc2query` is not.
+# documents expanded by a T5 trained on all of MS MARCO, which no writer of `bm25-doc2query` is.
 # Tolerances: BM25 is deterministic; results of encoders vary with library versions and text lengths.
 PUBLISHED = {
     **_row("nDCG@10", "bm25", ANSERINI, 0.0005, scifact=0.6789, nfcorpus=0.3218, trec_covid=0.5947),

@@ -187,8 +187,9 @@ LEARN = {  # number of a notebook → what its reader learns
     "03": "a training step by hand, schedules, memory, resuming, tracking",
     "04": "seeds, hard negatives, variants, and how to tell learning from memory",
     "05": "poolings, similarities, long documents, FAISS and hnswlib beside exact search",
-    "06": "query generators, BLEU and ROUGE, expansion beside copying",
+    "06": "a language model as query writer, recitation, filters, expansion beside copying",
     "07": "fusion, significance, letters in a table, an evaluator checked by official scores",
+    "08": "training data from nothing: written queries, filters, false negatives",
     "10": "the same on texts of your own, in ten lines and in full",
 }
 RENDERED = re.compile(r"^\*Rendered .*?in ([\d.]+) minutes on", re.MULTILINE)

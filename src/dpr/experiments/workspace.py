@@ -70,7 +70,7 @@ class Workspace:
         learns_from_own = space.profile.training_set == "train"
         if chosen.name not in PROFILES and learns_from_own and space.lacks_train_judgements:
             space = cls(with_settings(without_judgements_to_learn_from(chosen), settings), space.root)
-        space._bring_kept_trainings()
+        space._bring_kept()
         return space
 
     @property
@@ -197,15 +197,15 @@ class Workspace:
         """The folder of results, `runs/<collection>`."""
         return self.root / "runs" / Path(self.profile.collection).name
 
-    def _bring_kept_trainings(self) -> None:
-        """Copy to `runs` what the repository keeps of trainings on this collection, unless it is there."""
+    def _bring_kept(self) -> None:
+        """Copy to `runs` what the repository keeps of trainings and queries here, unless it is there."""
         repository = next((f for f in (project_root(), Path(__file__).parents[3]) if is_repository(f)), None)
         kept = repository and repository / "runs" / self.runs.name
-        if not kept or not (kept / "training").is_dir() or kept.resolve() == self.runs.resolve():
+        if not kept or not kept.is_dir() or kept.resolve() == self.runs.resolve():
             return
-        tags = [path.stem for path in (kept / "training").iterdir()]
-        files = [*(kept / "training").iterdir(), *(kept / "queries").glob("*")]
-        files += [path for tag in tags for path in kept.glob(f"{tag}.*")]
+        trainings = sorted((kept / "training").glob("*.json"))
+        files = [*trainings, *sorted((kept / "queries").glob("*"))]
+        files += [path for training in trainings for path in kept.glob(f"{training.stem}.*")]
         for path in files:
             target = self.runs / path.relative_to(kept)
             if not target.exists():

@@ -1,4 +1,4 @@
-"""From passages and their queries to a generator's batches; each passage is encoded only once."""
+"""From passages and their queries to a generator's batches, and to the loss of a batch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from dpr.data.training_data import TrainingData
 from dpr.generation.generator import CPU_BATCH, QueryGenerator
-from dpr.models.batching import token_batches, tokenize
+from dpr.generation.llm import CausalGenerator
+from dpr.models.batching import pad_batch, padding_id, token_batches, tokenize
 from dpr.models.bi_encoder import PRECISIONS
 from dpr.training.dataset import Record
 
@@ -18,7 +19,7 @@ IGNORED = -100  # the label of padding, which the loss leaves out
 
 
 class GeneratorCollator:
-    """Makes a batch of records: padded passages, and the tokens of their queries as labels.
+    """Makes a batch of records: padded passages, each only once, and the tokens of their queries as labels.
 
     All texts are tokenised once, when the collator is made.
 
@@ -80,6 +81,50 @@ class GeneratorCollator:
         return {**passages, "rows": rows, "labels": padded, "decoder_input_ids": before}
 
 
+class CausalCollator:
+    """Makes a batch of records for a causal model: each is one text, of which it learns the query's tokens.
+
+    All texts are tokenised once, when the collator is made.
+
+    Args:
+        generator: The generator whose tokenizer, prompt and lengths are used.
+        data: The training data that the records come from.
+    """
+
+    def __init__(self, generator: CausalGenerator, data: TrainingData):
+        self._pad_with = {"input_ids": padding_id(generator.tokenizer), "labels": IGNORED}
+        self._multiple = 1 if generator.model.device.type == "cpu" else 8
+        read = generator.read_tokens(list(data.passages.values()))
+        self.passages = dict(zip(data.passages, read, strict=True))
+        queries = generator.query_tokens([e.query for e in data.examples])
+        self.queries = {e.query_id: ids for e, ids in zip(data.examples, queries, strict=True)}
+
+    def _row(self, record: Record) -> dict[str, np.ndarray]:
+        """The tokens of one text without its last one, and as labels the token after each; int64 [T]."""
+        read, query = self.passages[record.positive], self.queries[record.example.query_id]
+        ids = np.append(read, query[:-1])
+        labels = np.append(np.full(len(read) - 1, IGNORED), query)
+        return {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": labels}
+
+    def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
+        """Make a batch of B records.
+
+        Returns:
+            `input_ids` and `attention_mask` [B, T] of prompt, passage and query, padded on the right;
+            `labels` [B, T], the token after each, with −100 where that is not one of the query.
+        """
+        return pad_batch([self._row(record) for record in records], self._pad_with, self._multiple)
+
+
+def make_collator(
+    generator: QueryGenerator | CausalGenerator, data: TrainingData, read_in: str | None = None
+) -> GeneratorCollator | CausalCollator:
+    """The collator for a generator of either kind; the arguments are those of `GeneratorCollator`."""
+    if isinstance(generator, CausalGenerator):
+        return CausalCollator(generator, data)
+    return GeneratorCollator(generator, data, read_in)
+
+
 def read_passages(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Make the model's inputs from a batch: each passage is encoded once for all of its queries.
 
@@ -108,14 +153,15 @@ def token_loss(
 
     Args:
         model: The generator's model.
-        batch: A batch, as `GeneratorCollator` makes it.
+        batch: A batch, as the collator of `make_collator` makes it.
         label_smoothing: Share of the probability spread over all tokens.
         num_tokens: The number that the sum over tokens is divided by; by default N.
 
     Returns:
         The loss in nats, a scalar.
     """
-    inputs = read_passages(model, batch)
+    encodes = model.config.is_encoder_decoder
+    inputs = read_passages(model, batch) if encodes else {**batch, "use_cache": False}
     labels = inputs.pop("labels")
     real = labels != IGNORED
     head = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0][real],))

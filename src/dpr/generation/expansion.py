@@ -5,14 +5,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import replace
 
 from dpr.arguments import checked
 from dpr.data.collection import Collection, Passage
 from dpr.data.text import UNSPACED, normalise
-from dpr.models.bi_encoder import BiEncoder
 
 WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 
@@ -44,27 +41,16 @@ def without_duplicates(queries: Mapping[str, Sequence[str]]) -> dict[str, list[s
 
 
 @checked
-def encoder_scores(
-    encoder: BiEncoder, collection: Collection, passage_emb: np.ndarray, queries: Mapping[str, Sequence[str]]
-) -> dict[str, list[float]]:
-    """Score how well each query fits its passage: the cosine of their vectors from a bi-encoder.
+def passing(
+    queries: Mapping[str, Sequence[str]], passes: Mapping[str, Sequence[bool]]
+) -> dict[str, list[str]]:
+    """Keep the queries that pass a test, such as the way back; a passage may have none left.
 
     Args:
-        encoder: The bi-encoder, which encodes the queries.
-        collection: The collection with the N passages.
-        passage_emb: Vectors of the passages by the same encoder, [N, D], in the collection's order.
         queries: doc_id → queries.
-
-    Returns:
-        doc_id → the score of each query, from −1 to 1.
+        passes: doc_id → for each query whether it passes.
     """
-    rows = {doc_id: row for row, doc_id in enumerate(collection.doc_ids)}
-    owners = [rows[doc_id] for doc_id, found in queries.items() for _ in found]
-    query_emb = encoder.encode_queries([query for found in queries.values() for query in found])
-    passages = np.asarray(passage_emb)[owners].astype(np.float32)
-    lengths = np.linalg.norm(query_emb, axis=1) * np.linalg.norm(passages, axis=1)
-    cosines = iter((np.einsum("nd,nd->n", query_emb, passages) / lengths).tolist())
-    return {doc_id: [next(cosines) for _ in found] for doc_id, found in queries.items()}
+    return {d: [q for q, ok in zip(found, passes[d], strict=True) if ok] for d, found in queries.items()}
 
 
 @checked
@@ -175,42 +161,3 @@ def expand(
     return replace(
         collection, passages=passages, expansion=made_of, unexpanded=collection.unexpanded or collection
     )
-
-
-@dataclass(frozen=True)
-class ExpansionAudit:
-    """Statistics of the queries written for a collection.
-
-    Attributes:
-        num_queries: Number of all queries.
-        duplicate_share: Share of the queries that have no word or repeat an earlier one of their passage.
-        new_word_share: Share of the words in the other queries, counted once per passage, that are not in
-            the passage; 0 if there are no other queries.
-        words_per_query: Mean number of words in the other queries; 0 if there are none.
-    """
-
-    num_queries: int
-    duplicate_share: float
-    new_word_share: float
-    words_per_query: float
-
-
-@checked
-def audit_queries(collection: Collection, queries: Mapping[str, Sequence[str]]) -> ExpansionAudit:
-    """Count duplicates, new words and lengths of written queries.
-
-    Raises:
-        ValueError: No query.
-    """
-    total = sum(map(len, queries.values()))
-    clean = without_duplicates(queries)
-    kept = sum(map(len, clean.values()))
-    if not total:
-        raise ValueError(f"no query for any passage of {collection.name}")
-    new = different = length = 0
-    for doc_id, found in clean.items():
-        own = set(words(collection.by_id[doc_id].contents))
-        used = {word for query in found for word in words(query)}
-        new, different = new + len(used - own), different + len(used)
-        length += sum(len(words(query)) for query in found)
-    return ExpansionAudit(total, 1 - kept / total, new / max(1, different), length / max(1, kept))

@@ -4,7 +4,6 @@ Passages of similar length share a batch, and on a CPU each core computes whole 
 own random state for sampling, so the queries depend only on the block of passages and the seed.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,9 +23,10 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from dpr.arguments import check_fields_of, checked
-from dpr.files import atomic_folder, read_json, write_text
 from dpr.generation.decoding import Decoding, sampling
 from dpr.generation.learnt_tokenizer import learn_tokenizer
+from dpr.generation.llm import CausalGenerator, is_causal
+from dpr.generation.saved import merged_settings, save_generator
 from dpr.generation.writer import Query, Writer
 from dpr.models.batching import MIN_LENGTH, compute_blocks, pad_batch, padding_id, tokenize
 from dpr.models.bi_encoder import PRECISIONS
@@ -38,11 +38,9 @@ from dpr.models.checkpoint import (
     quieten,
     refuse_custom_code,
     weights_fingerprint,
-    writing_weights,
 )
 
 WARM_STARTS = ("bert", "roberta", "xlm-roberta")  # architectures that can become an encoder-decoder
-SETTINGS = "query_generator.json"
 SMALL_T5 = {"d_model": 256, "d_kv": 32, "d_ff": 1024, "num_layers": 4, "num_heads": 8}
 CPU_BATCH, GPU_BATCH = 2_048, 131_072  # tokens in a batch: those read and at most those written
 
@@ -103,8 +101,8 @@ class QueryGenerator(Writer):
     @checked
     def from_pretrained(
         cls, name_or_folder: str | Path, device: str | None = None, precision: str | None = None, **settings
-    ) -> "QueryGenerator":
-        """Load a T5-like checkpoint, or a folder that `save` wrote.
+    ) -> "QueryGenerator | CausalGenerator":
+        """Load a T5-like or causal checkpoint, or a folder that `save` wrote.
 
         Args:
             name_or_folder: A hub name, such as `castorini/doc2query-t5-base-msmarco`, or a folder.
@@ -114,28 +112,35 @@ class QueryGenerator(Writer):
             **settings: Fields of `GeneratorConfig`, which replace the saved ones; a checkpoint that
                 `save` did not write needs both lengths.
 
+        Returns:
+            The generator; for a causal model what `CausalGenerator.from_pretrained` makes of the same
+            arguments, which says what they mean to it.
+
         Raises:
             ValueError: A setting is missing, unknown or out of range; the checkpoint is code of its own,
-                lacks weights, or is no sequence-to-sequence model.
+                lacks weights, or writes no texts.
             FileNotFoundError: The folder does not exist.
         """
         quieten()
         path = find_checkpoint(name_or_folder)
         refuse_custom_code(path)
-        known = list(GeneratorConfig.__dataclass_fields__)
-        saved = read_json(Path(path) / SETTINGS, *known) if (Path(path) / SETTINGS).is_file() else {}
-        if set(settings) - set(known):
-            raise ValueError(f"unknown settings {sorted(set(settings) - set(known))}; known: {known}")
-        merged = {field: value for field, value in (saved | settings).items() if field in known}
-        missing = [field for field in known[:2] if field not in merged]
-        if missing:
-            raise ValueError(f"{path} does not say its {', '.join(missing)}; pass {missing[0]}=…")
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         how = {"trust_remote_code": False}
         with naming_damage(path):
             known_as = AutoConfig.from_pretrained(path, **how)
-            if type(known_as) not in AutoModelForSeq2SeqLM._model_mapping:
-                raise ValueError(f"{path}: {known_as.model_type} is no sequence-to-sequence model, as T5 is")
+        if is_causal(known_as):
+            return CausalGenerator.from_pretrained(name_or_folder, device, precision, **settings)
+        merged = merged_settings(path, GeneratorConfig, settings)
+        lengths = ("passage_max_length", "query_max_length")
+        missing = [field for field in lengths if field not in merged]
+        if missing:
+            raise ValueError(f"{path} does not say its {', '.join(missing)}; pass {missing[0]}=…")
+        if type(known_as) not in AutoModelForSeq2SeqLM._model_mapping:
+            raise ValueError(
+                f"{path}: {known_as.model_type} is neither a sequence-to-sequence model, as T5 is, nor a "
+                f"causal one, as Gemma is"
+            )
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        with naming_damage(path):
             model, found = AutoModelForSeq2SeqLM.from_pretrained(
                 path, dtype=torch.float32, output_loading_info=True, **how
             )
@@ -240,7 +245,7 @@ class QueryGenerator(Writer):
         batch_tokens: int | None = None,
         progress: Callable[[int], object] = lambda texts: None,
     ) -> Iterator[tuple[list[list[Query]], np.ndarray]]:
-        """Write queries for one block of passages after the other; see `Writer.generate_blocks`."""
+        """Write queries for one block of passages after the other; see also `Writer.generate_blocks`."""
         self.model.eval()
         longest = max_tokens(getattr(self.model, "decoder", self.model).base_model)
         if decoding.max_length > longest:
@@ -293,10 +298,7 @@ class QueryGenerator(Writer):
         Raises:
             ValueError: `folder` exists and holds something other than a generator.
         """
-        with atomic_folder(folder, "a query generator") as fresh, writing_weights(folder):
-            self.model.save_pretrained(fresh)
-            self.tokenizer.save_pretrained(fresh)
-            write_text(fresh / SETTINGS, json.dumps(asdict(self.config), indent=1) + "\n")
+        save_generator(folder, self.model, self.tokenizer, self.config)
 
 
 @torch.no_grad()

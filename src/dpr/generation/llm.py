@@ -14,15 +14,31 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    DynamicCache,
+    PretrainedConfig,
+)
 
 from dpr.arguments import check_fields_of, checked
 from dpr.generation.decoding import Decoding, Drawing
+from dpr.generation.saved import merged_settings, save_generator
 from dpr.generation.shared_attention import NAME, ReadTexts
 from dpr.generation.writer import Query, Writer
 from dpr.models.batching import compute_blocks, pad_batch, padding_id, tokenize
 from dpr.models.bi_encoder import PRECISIONS, fast_precision
-from dpr.models.checkpoint import check_weights, find_checkpoint, naming_damage, quieten, weights_fingerprint
+from dpr.models.checkpoint import (
+    check_weights,
+    find_checkpoint,
+    max_tokens,
+    naming_damage,
+    quieten,
+    refuse_custom_code,
+    weights_fingerprint,
+)
 
 CPU_BATCH, GPU_BATCH = 8_192, 131_072  # tokens in a batch: those read and at most those written
 LINE_END = re.compile(r"[\r\n]")
@@ -113,6 +129,18 @@ class CausalConfig:
             raise ValueError(f"prompt must be one of {', '.join(PROMPTS)}, got {self.prompt!r}")
 
 
+def is_causal(config: PretrainedConfig) -> bool:
+    """Whether a model with this configuration was trained to continue texts.
+
+    transformers can also load an encoder, such as BERT, as one that was not.
+    """
+    fills_gaps = type(config) in AutoModelForMaskedLM._model_mapping and not getattr(
+        config, "is_decoder", False
+    )
+    other = fills_gaps or config.is_encoder_decoder
+    return type(config) in AutoModelForCausalLM._model_mapping and not other
+
+
 class CausalGenerator(Writer):
     """Writes queries with a causal language model, from a prompt with or without examples.
 
@@ -139,7 +167,7 @@ class CausalGenerator(Writer):
         self._check_length(config.query_max_length)
 
     def _check_length(self, query_length: int) -> None:
-        longest = self.model.config.max_position_embeddings
+        longest = max_tokens(self.model)
         total = len(self._before) + self.config.passage_max_length + len(self._after) + query_length
         if total > longest:
             raise ValueError(
@@ -151,14 +179,14 @@ class CausalGenerator(Writer):
     def from_pretrained(
         cls, name_or_folder: str | Path, device: str | None = None, precision: str | None = None, **settings
     ) -> "CausalGenerator":
-        """Load a causal checkpoint.
+        """Load a causal checkpoint, or a folder that `save` wrote.
 
         Args:
             name_or_folder: A hub name, such as `google/gemma-3-270m`, or a folder.
             device: `cuda`, `cpu`, …; by default a GPU if there is one.
             precision: A key of `PRECISIONS`; by default bfloat16 where the hardware computes with it, else
                 float32.
-            **settings: Fields of `CausalConfig`.
+            **settings: Fields of `CausalConfig`, which replace the saved ones.
 
         Raises:
             ValueError: A setting is unknown or out of range; the checkpoint is code of its own, lacks
@@ -167,9 +195,14 @@ class CausalGenerator(Writer):
         """
         quieten()
         path = find_checkpoint(name_or_folder)
+        refuse_custom_code(path)
+        config = CausalConfig(**merged_settings(path, CausalConfig, settings))
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         precision = precision or fast_precision(device)
         with naming_damage(path):
+            known_as = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            if not is_causal(known_as):
+                raise ValueError(f"{path}: {known_as.model_type} is no causal model, as Gemma is")
             model, found = AutoModelForCausalLM.from_pretrained(
                 path, dtype=PRECISIONS[precision], output_loading_info=True, trust_remote_code=False
             )
@@ -177,12 +210,59 @@ class CausalGenerator(Writer):
         parts = [name for name, _ in model.named_children()]
         check_weights(path, found["missing_keys"], found["unexpected_keys"], parts)
         name = str(name_or_folder).rstrip("/").split("/")[-1]
-        return cls(model.to(device).eval(), tokenizer, name, CausalConfig(**settings))
+        return cls(model.to(device).eval(), tokenizer, name, config)
 
     @property
     def fingerprint(self) -> str:
         """A hash of settings, prompt and weights, 16 hex digits."""
         return weights_fingerprint(self.model, asdict(self.config) | asdict(PROMPTS[self.config.prompt]))
+
+    @checked
+    def save(self, folder: Path | str) -> None:
+        """Write a transformers folder that also has the generator's settings, atomically.
+
+        Raises:
+            ValueError: `folder` exists and holds something other than a generator.
+        """
+        save_generator(folder, self.model, self.tokenizer, self.config)
+
+    def read_tokens(self, passages: Sequence[str]) -> list[np.ndarray]:
+        """The tokens that the model reads before it writes: prompt, passage, and the text after it.
+
+        Args:
+            passages: N texts, each cut to `passage_max_length` tokens.
+
+        Returns:
+            N times int64 [T].
+        """
+        rows, _ = self._rows([" ".join(text.split()) for text in passages], "truncate")
+        return [np.append(self._before, row["input_ids"]) for row in rows]
+
+    def query_tokens(self, queries: Sequence[str]) -> list[np.ndarray]:
+        """The tokens of queries as the model is to write them: a space comes first, and the line end last.
+
+        Args:
+            queries: N texts, each cut to `query_max_length` tokens, that of the line end included.
+
+        Returns:
+            N times int64 [L].
+        """
+        texts = [f" {' '.join(query.split())}" for query in queries]
+        found = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [np.append(ids[: self.config.query_max_length - 1], self._line_end) for ids in found]
+
+    def forget_read(self) -> None:
+        """Read the examples again when they are next needed, since the weights have changed."""
+        vars(self).pop("_examples_read", None)
+
+    @cached_property
+    def _line_end(self) -> int:
+        """The token of a line's end; for a tokenizer without one that of a text's end."""
+        line_end = self.tokenizer("\n", add_special_tokens=False)["input_ids"][-1:]
+        tokens = [t for t in (*line_end, self.tokenizer.eos_token_id) if t is not None and self._ends[t]]
+        if not tokens:
+            raise ValueError(f"{self.name}: its tokenizer has no token that ends a line, and none for a text")
+        return tokens[0]
 
     @cached_property
     def _ends(self) -> torch.Tensor:
@@ -213,10 +293,11 @@ class CausalGenerator(Writer):
         batch_tokens: int | None = None,
         progress: Callable[[int], object] = lambda texts: None,
     ) -> Iterator[tuple[list[list[Query]], np.ndarray]]:
-        """Write queries for one block of passages after the other; see `Writer.generate_blocks`."""
+        """Write queries for one block of passages after the other; see also `Writer.generate_blocks`."""
         if decoding.method == "beam":
             raise ValueError(f"{self.name} writes greedily or by sampling, not by beam search (method)")
         self._check_length(decoding.max_length)
+        self.model.eval()
         seeds, device = list(seeds), self.model.device.type
         _ = self._examples_read, self._ends  # computed once, before threads need them
         yield from compute_blocks(

@@ -34,8 +34,9 @@ class ReadTexts(Cache):
     def update(self, keys, values, layer_idx, *_, **__):
         """Keep a step's keys and values, [R, H, 1, D], and give the attention all that its layer has."""
         layer = self._seen[layer_idx]
-        layer.own_keys[self.rows, :, layer.written] = keys[:, :, 0]
-        layer.own_values[self.rows, :, layer.written] = values[:, :, 0]
+        dtype = layer.own_keys.dtype  # autocast, if any, may have begun after the texts were read
+        layer.own_keys[self.rows, :, layer.written] = keys[:, :, 0].to(dtype)
+        layer.own_values[self.rows, :, layer.written] = values[:, :, 0].to(dtype)
         layer.written += 1
         return layer, layer
 
@@ -68,11 +69,11 @@ class _Layer:
 
 def _attend(module, query, key, value, attention_mask, scaling=None, sliding_window=None, **options):
     """Attention of one step, [R, 1, heads · D]: to a text and to what was written, in one softmax."""
-    if not isinstance(key, _Layer):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     refused = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
     if refused:
         raise ValueError(f"attention with {', '.join(refused)} cannot be shared between continuations")
+    if not isinstance(key, _Layer):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     layer, rows, num, written = key, key.texts.rows, key.texts.num, key.written
     batch, heads, size, dim = layer.keys.shape
     groups = query.shape[1] // heads

@@ -6,14 +6,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+import torch
 from transformers import TrainerCallback
 
 from dpr.arguments import checked
 from dpr.data.training_data import TrainingData
 from dpr.evaluation.metrics import score_texts
-from dpr.generation.collator import IGNORED, GeneratorCollator, token_loss
+from dpr.generation.adapters import add_adapters, merge_adapters
+from dpr.generation.collator import IGNORED, make_collator, token_loss
 from dpr.generation.decoding import Decoding
 from dpr.generation.generator import QueryGenerator
+from dpr.generation.llm import CausalGenerator
 from dpr.training.dataset import Record
 from dpr.training.resume import MODEL, Training, check_training, train_or_resume, training_record
 from dpr.training.settings import PASSAGE_GAIN, GeneratorSettings
@@ -25,7 +29,7 @@ class GeneratorTrainer(LoggedTrainer):
     """Trains a query generator on a `TrainingSequence` of passages and their queries.
 
     Args:
-        generator: The generator, trained in place.
+        generator: The generator, trained in place; with `lora_rank` it has adapters at the end.
         data: The training data.
         folder: The folder for checkpoints; None to write none.
         settings: Settings of the training.
@@ -35,7 +39,7 @@ class GeneratorTrainer(LoggedTrainer):
 
     def __init__(
         self,
-        generator: QueryGenerator,
+        generator: QueryGenerator | CausalGenerator,
         data: TrainingData,
         folder: Path | None,
         settings: GeneratorSettings,
@@ -45,6 +49,8 @@ class GeneratorTrainer(LoggedTrainer):
         sequence, steps, steps_per_epoch = prepare_steps(settings, data, 0)
         self.generator, self.validation = generator, validation
         set_dropout(generator.model, settings.dropout)
+        if settings.lora_rank:
+            add_adapters(generator.model, settings.lora_rank, settings.seed)
         arguments = training_arguments(settings, folder, steps, on_cpu, validation is not None)
         read_in = None
         if not settings.train_encoder:
@@ -57,21 +63,39 @@ class GeneratorTrainer(LoggedTrainer):
             settings,
             steps_per_epoch,
             arguments,
-            data_collator=GeneratorCollator(generator, data, read_in),
+            data_collator=make_collator(generator, data, read_in),
             train_dataset=sequence,
             eval_dataset=validation and validation.examples,
         )
         self.model_accepts_loss_kwargs = True  # so the Trainer counts the tokens of a whole step
         if validation is not None:
             first = validation.with_positives(lambda e: dict([next(iter(e.positives.items()))]))
-            self._held_out = GeneratorCollator(generator, first, read_in)
+            self._held_out = make_collator(generator, first, read_in)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The `token_loss` of a batch; also counts its tokens for the log."""
         self.tally["batches"] += 1
         self.tally["tokens"] = self.tally["tokens"] + inputs["attention_mask"].sum()
-        self.tally["tokens"] += (inputs["labels"] != IGNORED).sum()
+        if "decoder_input_ids" in inputs:
+            self.tally["tokens"] += (inputs["labels"] != IGNORED).sum()
         return token_loss(model, inputs, self.settings.label_smoothing, num_items_in_batch)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Save the weights, of adapters and frozen weights only the adapters."""
+        if not self.settings.lora_rank:
+            return super()._save(output_dir, state_dict)
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        trained = {name: w.detach() for name, w in self.model.named_parameters() if w.requires_grad}
+        safetensors.torch.save_file(trained, f"{output_dir}/model.safetensors", {"format": "pt"})
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
+    ) -> None:
+        """Load the weights that `_save` saved; the Trainer's method warns of all that are frozen."""
+        if not self.settings.lora_rank:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        file = f"{resume_from_checkpoint}/model.safetensors"
+        safetensors.torch.load_model(self.model, file, strict=False)
 
     def validate(self) -> dict[str, float]:
         """BLEU and ROUGE of greedy queries for the held-out passages, the loss per token and `passage gain`.
@@ -86,6 +110,8 @@ class GeneratorTrainer(LoggedTrainer):
                 references[doc_id].append(example.query)
         greedy = Decoding("greedy", max_length=self.generator.config.query_max_length)
         passages = [self.validation.passages[doc_id] for doc_id in references]
+        if isinstance(self.generator, CausalGenerator):
+            self.generator.forget_read()
         [(written, _)] = self.generator.generate_blocks([passages], greedy, [0])
         found = score_texts([queries[0].text for queries in written], list(references.values()))
         loss = self._held_out_loss(read)
@@ -113,12 +139,12 @@ class TrainedGenerator(Training):
             weights. It writes in the precision of the settings, or else in that of the start.
     """
 
-    generator: QueryGenerator
+    generator: QueryGenerator | CausalGenerator
 
 
 @checked
 def train_generator(
-    generator: QueryGenerator,
+    generator: QueryGenerator | CausalGenerator,
     data: TrainingData,
     folder: Path | str,
     settings: GeneratorSettings,
@@ -140,35 +166,49 @@ def train_generator(
         callbacks: Further callbacks of the Trainer.
 
     Raises:
-        ValueError: `folder` holds another training; a validation query is also a training query;
+        ValueError: The generator's weights are not in float32; an encoder is not to be trained that a causal
+            model does not have; `folder` holds another training; a validation query is also a training query;
             evaluations are asked for without `validation`; the loss is not finite; an error of
             `TrainingSequence`.
     """
-    folder, config = Path(folder), generator.config
+    folder, config, causal = Path(folder), generator.config, isinstance(generator, CausalGenerator)
+    if generator.model.dtype != torch.float32:
+        raise ValueError(
+            f"{generator.name} has weights in {generator.precision}, training needs float32: load it with "
+            f"precision='float32'; the settings' precision says how training computes"
+        )
+    if causal and not settings.train_encoder:
+        raise ValueError(f"{generator.name} has no encoder that could be left as it is (train_encoder)")
     check_training(settings, data, validation and [e.query for e in validation.examples], tags)
     trained = copy.deepcopy(generator)
+
+    def save(fresh: Path) -> None:
+        if settings.lora_rank:
+            merge_adapters(trained.model)
+        trained.save(fresh)
+
     training = train_or_resume(
         folder,
         describe_generator_training(generator, data, settings, validation, tags),
         lambda checkpoints: GeneratorTrainer(trained, data, checkpoints, settings, validation),
-        trained.save,
+        save,
         ModelKind(
             "A query generator",
             f"It reads {config.passage_max_length} tokens of a passage; queries are cut at "
             f"{config.query_max_length}.",
             "transformers",
-            "text2text-generation",
+            "text-generation" if causal else "text2text-generation",
         ),
         callbacks,
     )
     device, precision = str(generator.model.device), settings.precision or generator.precision
-    best = QueryGenerator.from_pretrained(folder / MODEL, device=device, precision=precision)
+    best = type(generator).from_pretrained(folder / MODEL, device=device, precision=precision)
     best.name = folder.name
     return TrainedGenerator(**vars(training), generator=best)
 
 
 def describe_generator_training(
-    generator: QueryGenerator,
+    generator: QueryGenerator | CausalGenerator,
     data: TrainingData,
     settings: GeneratorSettings,
     validation: TrainingData | None,
@@ -185,4 +225,7 @@ def describe_generator_training(
         "scope": f"{len(validation.examples):,} queries",
         "fingerprint": validation.fingerprint,
     }
-    return training_record(settings, data, start, held_out, tags)
+    record = training_record(settings, data, start, held_out, tags)
+    if settings.lora_rank is None:
+        del record["settings"]["lora_rank"]  # as in records from before there were adapters
+    return record

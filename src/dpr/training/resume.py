@@ -249,7 +249,8 @@ def _train(folder, trainer, save, kind, callbacks) -> None:
     best_step = state.best_global_step or state.global_step
     if best_step != state.global_step:
         best = checkpoints / f"checkpoint-{best_step}" / "model.safetensors"
-        safetensors.torch.load_model(trainer.model, best)
+        frozen = any(not weights.requires_grad for weights in trainer.model.parameters())
+        safetensors.torch.load_model(trainer.model, best, strict=not frozen)  # frozen ones may not be in it
     record = read_json(folder / RECORD)
     finished = {"best_step": best_step, "steps": state.global_step, **record}
     with atomic_folder(folder / MODEL, kind.what.lower()) as fresh:

@@ -157,6 +157,10 @@ class GeneratorSettings(LoopSettings):
         label_smoothing: Share of the probability that the loss spreads over all tokens.
         train_encoder: Whether the encoder is trained too. If not, it reads each passage once before
             training, which is quicker, and keeps what it knows about passages.
+        lora_rank: The rank of the adapters that are trained in place of the weights, one on each linear
+            layer but the output layer, and added to the weights at the end; see
+            `dpr.generation.adapters.add_adapters`. They want a learning rate some ten times higher. None:
+            the weights themselves are trained.
         metric: What picks the checkpoint: ROUGE-L, ROUGE-1, ROUGE-2 or BLEU of greedy queries, or
             `passage gain`: how much larger the loss of held-out queries is with other queries' passages.
             The first four also rise when a generator only learns how queries begin; the last rises only
@@ -170,8 +174,10 @@ class GeneratorSettings(LoopSettings):
 
     label_smoothing: float = 0.0
     train_encoder: bool = True
+    lora_rank: int | None = None
     metric: str = "ROUGE-L"
 
     def __post_init__(self):
         super().__post_init__()
         check_fields(self, "at least 0 and below 1", lambda v: 0 <= v < 1, "label_smoothing")
+        check_fields(self, "None or at least 1", lambda v: v is None or v >= 1, "lora_rank")
