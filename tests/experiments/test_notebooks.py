@@ -660,14 +660,16 @@ def test_every_notebook_runs_from_top_to_bottom_on_the_smallest_profile(monkeypa
         "ft-dot",
     )
     ablations = {f"all-MiniLM-L6-v2-{variant}" for variant in variants} | {"random-weights"}
-    expansions = ("1-queries", "2-queries", "queries-alone", "best-50", "best-25", "copied-1", "copied-2")
-    expansions = ("original", *expansions, "from-100-words")  # 136 of the 300 passages have so many
-    ablations |= {f"doc2query-{expansion}" for expansion in expansions}
+    ways = ("", "way-back-", "likely-", "near-")
+    expansions = ["original", *(f"{way}{n}-queries" for way in ways for n in (1, 2, 5))]
+    ablations |= {f"doc2query-{expansion}" for expansion in (*expansions, "copied-1", "copied-2", "copied-5")}
+    ablations |= {"all-MiniLM-L6-v2-inpars-way-back-s0", "random-weights-inpars", "random"}
     encoders = {"all-MiniLM-L6-v2", "all-MiniLM-L6-v2-ft"}
     systems = {
         "bm25",
         "bm25-tuned",
         "bm25-doc2query",
+        "all-MiniLM-L6-v2-inpars",
         *encoders,
         *(f"rrf-bm25-{encoder}" for encoder in encoders),
     }
@@ -683,8 +685,8 @@ def test_every_notebook_runs_from_top_to_bottom_on_the_smallest_profile(monkeypa
     [row] = [line for line in printed.splitlines() if " | all-MiniLM-L6-v2-ft¹ | " in line]
     assert " | 0% | [run]" in row  # docstrings to learn from are those of other packages
     kept = {path.stem for path in (build / "runs" / "docstrings" / "training").glob("*.json")}
-    writers = {"all-MiniLM-L6-v2-writer-0", "small-t5-0"}
-    assert kept == {system for system in results if "-ft-" in system} | {"random-weights"} | writers
+    trained = {"random-weights", "random-weights-inpars", "all-MiniLM-L6-v2-inpars-way-back-s0"}
+    assert kept == {system for system in results if "-ft-" in system} | trained
     [tuned] = (build / "notebooks").glob("04_*.ipynb")
     [curves] = [cell for cell in code_cells(read(tuned)) if "curves.show" in cell.source]
     assert sum("image/png" in output.get("data", {}) for output in curves.outputs) == 1  # one, drawn again

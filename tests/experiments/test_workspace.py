@@ -52,7 +52,8 @@ def test_what_is_written_goes_to_the_output_folder(tmp_path, tiny_collection):
     assert space.models == tmp_path / "out" / "models"
     index = space.index_folder(tiny_collection)
     assert index == tmp_path / "out" / "build" / "indexes" / f"tiny-{tiny_collection.fingerprint}"
-    assert not (tmp_path / "out").exists()
+    there = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {path.parent for path in there} == {space.runs / "queries"}  # those that the repository keeps
 
 
 def test_without_an_output_folder_it_goes_to_the_repository(tmp_path, monkeypatch):

@@ -41,7 +41,7 @@ def folders(tmp_path_factory):
     """A tiny causal model and a tiny T5 on disk."""
     folder = tmp_path_factory.mktemp("writers")
     save_causal(folder / "causal", "llama")
-    save_checkpoint(folder / "t5", "t5")
+    save_checkpoint(folder / "t5", "t5", decoder_start_token_id=0)
     return folder
 
 
