@@ -77,6 +77,8 @@ def test_queries_that_cannot_be_added_are_refused(tiny_collection, queries, num_
 def test_duplicates_go_and_the_order_stays():
     found = without_duplicates({"d1": ["a b", "c", "A  B", " ", "d?", "c", "!"], "d2": []})
     assert found == {"d1": ["a b", "c", "d?"], "d2": []}
+    found = without_duplicates({"d1": ["A, b!", "c", "a"]}, but=["a b", "C?"])
+    assert found == {"d1": ["a"]}
 
 
 def test_words_are_letters_and_digits_in_lower_case():

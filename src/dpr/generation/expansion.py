@@ -24,17 +24,21 @@ def words(text: str) -> list[str]:
 
 
 @checked
-def without_duplicates(queries: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def without_duplicates(queries: Mapping[str, Sequence[str]], but: Sequence[str] = ()) -> dict[str, list[str]]:
     """Drop queries without words, and repeats within a passage whatever their case and white space.
 
-    >>> without_duplicates({"d1": ["what is zinc", "What is  zinc", "", "is zinc good"]})
+    Args:
+        queries: doc_id → queries.
+        but: Queries to drop too, such as the examples of a prompt, whatever their case and punctuation.
+
+    >>> without_duplicates({"d1": ["what is zinc", "What is  zinc", "", "is zinc good", "Salt?"]}, ["salt"])
     {'d1': ['what is zinc', 'is zinc good']}
     """
-    kept = {}
+    kept, dropped = {}, {"", *(" ".join(words(query)) for query in but)}
     for doc_id, found in queries.items():
         first: dict[str, str] = {}
         for query in found:
-            if words(query):
+            if " ".join(words(query)) not in dropped:
                 first.setdefault(normalise(query), query)
         kept[doc_id] = list(first.values())
     return kept
