@@ -159,7 +159,7 @@ class Profile:
 
 
 SMALL_SYNTHETIC = SyntheticTraining(
-    filters=FILTERS,
+    filters=("way back", "likely"),
     training=TrainingSettings(
         num_steps=80, batch_size=64, learning_rate=2e-5, eval_every=30, dropout=0.0, precision="bfloat16"
     ),
