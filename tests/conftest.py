@@ -56,6 +56,16 @@ def plain_folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def t5_folder(tmp_path_factory) -> Path:
+    """A plain checkpoint of a tiny T5, which writes texts."""
+    from made_models import save_checkpoint
+
+    folder = tmp_path_factory.mktemp("plain") / "tiny-t5"
+    save_checkpoint(folder, "t5")
+    return folder
+
+
 @pytest.fixture
 def tiny_collection() -> Collection:
     """Six passages, two test queries and five train queries; no two texts alike, nothing wrong with it."""

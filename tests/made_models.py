@@ -31,6 +31,7 @@ BART_SHAPE = {
     **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "d_model": 16},
 }
 T5_SHAPE = {"num_layers": 2, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2}
+T5_MARKS = {"decoder_start_token_id": 0, "eos_token_id": 3}
 GPT2_SHAPE = {"n_layer": 2, "n_embd": 16, "n_head": 2}
 ARCHITECTURES = {  # class, tokenizer, shape
     "albert": ("AlbertModel", "word pieces", {**SHAPE, "embedding_size": 8}),
@@ -49,7 +50,7 @@ ARCHITECTURES = {  # class, tokenizer, shape
     "qwen3": ("Qwen3Model", "bytes", {**SHAPE, "head_dim": 8, "num_key_value_heads": 1}),
     "roberta": ("RobertaModel", "bytes, a space first", SHAPE),
     "t5 encoder": ("T5EncoderModel", "pieces with spaces", T5_SHAPE),
-    "t5": ("T5ForConditionalGeneration", "pieces with spaces", T5_SHAPE),
+    "t5": ("T5ForConditionalGeneration", "pieces with spaces", {**T5_SHAPE, **T5_MARKS}),
     "xlm-roberta": ("XLMRobertaModel", "pieces with spaces", SHAPE),
     "xlnet": ("XLNetModel", "marks at the end", {"n_layer": 2, "d_model": 16, "n_head": 2, "d_inner": 32}),
 }

@@ -75,7 +75,7 @@ def encoder(plain_folder):
 
 
 @pytest.fixture(scope="module")
-def savers(plain_folder, encoder):
+def savers(plain_folder, t5_folder, encoder):
     """Each way to write a folder; BM25 with texts that change, as it keeps an index of the same ones."""
     count = itertools.count()
 
@@ -89,7 +89,7 @@ def savers(plain_folder, encoder):
         "encoder in our form": encoder.with_settings(pooling="sum-last-2").save,
         "two encoders": TwoEncoders(encoder, encoder.with_settings(passage_prompt="p: ")).save,
         "random": lambda folder: save_random(folder, plain_folder, 0, num_hidden_layers=1),
-        "generator": QueryGenerator.warm_started(plain_folder, 1, device="cpu", **LENGTHS).save,
+        "generator": QueryGenerator.from_pretrained(t5_folder, device="cpu", **LENGTHS).save,
         "BM25": build,
     }
 

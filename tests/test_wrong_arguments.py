@@ -35,12 +35,12 @@ WRONG = {
 
 
 @pytest.fixture(scope="module")
-def calls(tmp_path_factory, plain_folder):
+def calls(tmp_path_factory, plain_folder, t5_folder):
     """name → a function and arguments that it accepts."""
     folder = tmp_path_factory.mktemp("right")
     how = {"query_max_length": 8, "passage_max_length": 16}
     tiny_encoder = dpr.BiEncoder.from_pretrained(plain_folder, "cpu", pooling="mean", **how)
-    tiny_generator = dpr.QueryGenerator.warm_started(plain_folder, 1, "cpu", **how)
+    tiny_generator = dpr.QueryGenerator.from_pretrained(t5_folder, "cpu", **how)
     passages = [Passage(f"d{i}", f"title {i}", f"the text of passage {i} about bees") for i in range(8)]
     queries = {f"q{i}": f"which passage is {i}" for i in range(6)}
     qrels = {f"q{i}": {f"d{i}": 1} for i in range(6)}

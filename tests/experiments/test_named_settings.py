@@ -113,10 +113,10 @@ def test_every_setting_has_one_row_and_those_inside_others_have_a_dot():
     assert len(set(names)) == len(names)
     assert {name.split(".")[0] for name in names} == {field.name for field in dataclasses.fields(Profile)}
     found = dict(rows)
-    assert (found["training.batch_size"], found["writing.training.num_steps"], found["seeds"]) == (
+    assert (found["training.batch_size"], found["synthetic.training.num_steps"], found["seeds"]) == (
         16,
-        40,
+        20,
         (0,),
     )
-    assert not {"training", "writing", "writing.training"} & set(names)
+    assert not {"training", "writing", "writing.training", "synthetic"} & set(names)
     assert settings_table(get_profile("sample").training)[0][0] == "num_epochs"

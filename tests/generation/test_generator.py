@@ -23,14 +23,11 @@ PASSAGES = [
 GREEDY = Decoding("greedy", max_length=5)
 LENGTHS = {"passage_max_length": 12, "query_max_length": 8}
 BART = {"head": "BartForConditionalGeneration", "decoder_start_token_id": 3, "eos_token_id": 3}
-T5 = {"decoder_start_token_id": 0}
 
 
 @pytest.fixture(scope="module")
-def generator(plain_folder):
-    return QueryGenerator.warm_started(
-        plain_folder, 2, device="cpu", passage_max_length=12, query_max_length=8
-    )
+def generator(t5_folder):
+    return QueryGenerator.from_pretrained(t5_folder, device="cpu", **LENGTHS)
 
 
 def by_transformers(generator, passage, **how):
@@ -83,7 +80,7 @@ def test_draws_are_as_likely_as_the_model_says(generator, changed):
     kept = shares.cumsum(0) - shares < decoding.top_p
     shares = torch.where(kept, shares, 0)[: int(kept.sum())]
     shares = (shares / shares.sum()).double().numpy()
-    texts = generator.tokenizer.batch_decode([[i] for i in order[: len(shares)].tolist()])
+    texts = generator.tokenizer.batch_decode(order[: len(shares), None], skip_special_tokens=True)
     counts = np.array([drawn.count(text) for text in texts])
     expected = shares / shares.sum() * len(drawn)
     assert counts.sum() == len(drawn)
@@ -105,13 +102,13 @@ def test_sampling_depends_on_seed_and_block_alone(generator):
 
 
 def test_a_long_passage_is_cut_or_read_in_chunks(generator):
-    long = "bats " * 30
+    long = " ".join(["bats"] * 30)
     [(cut, owners)] = generator.generate_blocks([[long, "zinc"]], GREEDY, [0])
     assert owners.tolist() == [0, 1]
     [(chunked, owners)] = generator.generate_blocks([[long, "zinc"]], GREEDY, [0], overflow="max_chunk")
     assert owners.tolist() == [0, 0, 0, 1]
     assert len(chunked) == 4
-    assert texts_of([chunked[0], cut[0]]) == [by_transformers(generator, "bats " * 10)] * 2
+    assert texts_of([chunked[0], cut[0]]) == [by_transformers(generator, " ".join(["bats"] * 11))] * 2
     done = []
     list(generator.generate_blocks([[long, "zinc"]], GREEDY, [0], "max_chunk", progress=done.append))
     assert sum(done) == 2
@@ -136,61 +133,6 @@ def test_damaged_settings_are_named(generator, tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match=escape(f"{path}: damaged")):
         QueryGenerator.from_pretrained(tmp_path / "written", device="cpu")
-
-
-def test_a_warm_start_has_the_encoders_weights_on_both_sides(generator, plain_folder):
-    from transformers import AutoModel
-
-    theirs = AutoModel.from_pretrained(plain_folder).state_dict()
-    ours = generator.model.state_dict()
-    name = "encoder.layer.1.attention.self.query.weight"
-    assert torch.equal(ours[f"encoder.{name}"], theirs[name])
-    assert torch.equal(ours[f"decoder.bert.{name}"], theirs[name])
-    lengths = {"passage_max_length": 12, "query_max_length": 8}
-    again = QueryGenerator.warm_started(plain_folder, 2, device="cpu", **lengths)
-    assert again.fingerprint == generator.fingerprint  # nothing in it is random
-
-
-def test_a_warm_start_attends_to_the_mean_of_its_passage(generator):
-    """By hand from the encoder's states: what each decoder layer takes from the passage."""
-    model = generator.model.eval()
-    fields = generator.tokenizer(PASSAGES[:3], padding=True, return_tensors="pt")
-    with torch.inference_mode():
-        states = model.get_encoder()(**{n: fields[n] for n in ("input_ids", "attention_mask")})[0]
-        lengths = fields["attention_mask"].sum(dim=1)
-        means = torch.stack([s[:n].mean(dim=0) for s, n in zip(states, lengths, strict=True)])
-        for layer in model.decoder.bert.encoder.layer:
-            taken = []
-            hook = layer.crossattention.output.dense.register_forward_hook(
-                lambda _, args, output, taken=taken: taken.append(output)
-            )
-            ids = torch.tensor([[2, 7, 9], [2, 8, 5], [2, 4, 6]])
-            model(
-                input_ids=fields["input_ids"],
-                attention_mask=fields["attention_mask"],
-                decoder_input_ids=ids,
-            )
-            hook.remove()
-            assert torch.allclose(taken[0], means[:, None].expand_as(taken[0]), atol=1e-5)
-
-
-def test_a_small_t5_reads_and_writes_with_the_tokenizer_it_learnt(tmp_path):
-    texts = [f"{p} and {q}" for p in PASSAGES for q in PASSAGES]
-    made = [
-        QueryGenerator.from_scratch(texts, 120, seed, device="cpu", passage_max_length=12, query_max_length=8)
-        for seed in (0, 0, 1)
-    ]
-    assert made[0].fingerprint == made[1].fingerprint != made[2].fingerprint
-    tokenizer = made[0].tokenizer
-    assert len(tokenizer) <= 120
-    ids = tokenizer("Masks filter  DROPLETS")["input_ids"]
-    assert ids[-1] == tokenizer.eos_token_id == 1
-    assert tokenizer.decode(ids, skip_special_tokens=True) == "masks filter droplets"
-    made[0].save(tmp_path / "t5")
-    loaded = QueryGenerator.from_pretrained(tmp_path / "t5", device="cpu")
-    assert loaded.generate(PASSAGES, GREEDY) == made[0].generate(PASSAGES, GREEDY)
-    drawn = made[0].generate(PASSAGES, Decoding(num_queries=2, max_length=5))
-    assert [len(queries) for queries in drawn] == [2] * 5
 
 
 def test_a_checkpoint_without_our_settings_needs_both_lengths(generator, tmp_path):
@@ -237,14 +179,14 @@ def test_a_way_of_writing_out_of_range_is_refused(changed, message):
 
 @pytest.fixture(scope="module", params=["bert", "roberta", "xlm-roberta"])
 def warm(request, tmp_path_factory):
-    """A warm start from each architecture that allows one, with the model that it starts from."""
+    """Two warm starts from each architecture that allows one, and the model that they start from."""
     folder = tmp_path_factory.mktemp("warm")
     model = save_checkpoint(folder, request.param)
-    return QueryGenerator.warm_started(folder, 1, device="cpu", **LENGTHS), model
+    return *(QueryGenerator.warm_started(folder, 2, device="cpu", **LENGTHS) for _ in range(2)), model
 
 
 def test_a_warm_start_from_any_of_them_writes_what_transformers_writes(warm):
-    generator, _ = warm
+    generator, *_ = warm
     expected = [by_transformers(generator, passage, do_sample=False) for passage in PASSAGES]
     assert generator.generate(PASSAGES, GREEDY) == expected
     for decoding in (Decoding("beam", 2, max_length=5, num_beams=3), Decoding("sample", 3, max_length=5)):
@@ -254,22 +196,25 @@ def test_a_warm_start_from_any_of_them_writes_what_transformers_writes(warm):
 
 
 def test_a_warm_start_from_any_of_them_has_its_weights_on_both_sides_and_attends_to_the_mean(warm):
-    generator, theirs = warm
+    generator, again, theirs = warm
+    assert again.fingerprint == generator.fingerprint  # nothing in it is random
     model = generator.model.eval()
     for name in ("embeddings.position_embeddings.weight", "encoder.layer.0.attention.self.key.weight"):
         for side in (model.encoder, model.decoder.base_model):
             assert torch.equal(side.state_dict()[name], theirs.state_dict()[name])
     fields = generator.tokenizer(PASSAGES[:3], padding=True, return_tensors="pt")
     fields = {name: fields[name] for name in ("input_ids", "attention_mask")}
-    [layer], taken = model.decoder.base_model.encoder.layer, []
-    hook = layer.crossattention.output.dense.register_forward_hook(lambda *given: taken.append(given[-1]))
+    taken = []
+    for layer in model.decoder.base_model.encoder.layer:
+        layer.crossattention.output.dense.register_forward_hook(lambda *given: taken.append(given[-1]))
     with torch.inference_mode():
         states = model.get_encoder()(**fields)[0]
         model(**fields, decoder_input_ids=torch.tensor([[2, 7, 9], [2, 8, 5], [2, 4, 6]]))
-    hook.remove()
-    for text, number, row in zip(states, fields["attention_mask"].sum(dim=1), taken[0], strict=True):
+    assert len(taken) == 2
+    for text, number, *rows in zip(states, fields["attention_mask"].sum(dim=1), *taken, strict=True):
         mean = sum(text[:number]) / number
-        torch.testing.assert_close(row, mean.expand(3, -1), rtol=0, atol=1e-4)
+        for row in rows:
+            torch.testing.assert_close(row, mean.expand(3, -1), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["distilbert", "gpt2", "albert", "electra", "t5", "bart"])
@@ -336,7 +281,7 @@ def test_queries_beyond_the_last_position_are_refused_before_any_is_written(tmp_
 
 
 def test_a_t5_reads_and_writes_without_a_limit(tmp_path):
-    save_checkpoint(tmp_path, "t5", **T5)
+    save_checkpoint(tmp_path, "t5")
     generator = QueryGenerator.from_pretrained(
         tmp_path, device="cpu", passage_max_length=2_000, query_max_length=8
     )
@@ -374,8 +319,8 @@ def test_a_prompt_leaves_one_token_of_a_passage_or_nothing_is_written(generator)
 @pytest.mark.parametrize(
     ("architecture", "how", "lost"),
     [
-        ("t5", T5, "decoder.block.1.layer.1.EncDecAttention.k.weight"),
-        ("t5", T5, "encoder.final_layer_norm.weight"),
+        ("t5", {}, "decoder.block.1.layer.1.EncDecAttention.k.weight"),
+        ("t5", {}, "encoder.final_layer_norm.weight"),
         ("bart", BART, "model.decoder.layers.0.fc1.weight"),
     ],
 )
@@ -390,8 +335,8 @@ def test_a_generator_that_lacks_a_weight_is_refused_by_its_name(tmp_path, archit
 @pytest.mark.parametrize(
     ("architecture", "how", "field", "layer"),
     [
-        ("t5", T5, "num_decoder_layers", "decoder.block.1."),
-        ("t5", T5, "num_layers", "encoder.block.1."),
+        ("t5", {}, "num_decoder_layers", "decoder.block.1."),
+        ("t5", {}, "num_layers", "encoder.block.1."),
         ("bart", BART, "decoder_layers", "model.decoder.layers.1."),
     ],
 )
@@ -408,14 +353,14 @@ def test_a_generator_with_a_layer_more_or_less_than_it_says_is_refused(
 
 
 def test_generator_weights_by_other_names_are_refused(tmp_path):
-    save_checkpoint(tmp_path, "t5", **T5)
+    save_checkpoint(tmp_path, "t5")
     change_weights(tmp_path, lambda weights: {f"student.{name}": weights[name] for name in weights})
     with pytest.raises(ValueError, match=r"lacks weights decoder\.block\.0\."):
         QueryGenerator.from_pretrained(tmp_path, device="cpu", **LENGTHS)
 
 
 def test_weights_that_older_t5_checkpoints_hold_besides_change_nothing(tmp_path):
-    save_checkpoint(tmp_path, "t5", **T5)
+    save_checkpoint(tmp_path, "t5")
     before = QueryGenerator.from_pretrained(tmp_path, device="cpu", **LENGTHS)
 
     def as_of_old(weights):

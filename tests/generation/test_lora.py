@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -173,7 +174,8 @@ def test_only_adapters_change_and_merging_keeps_the_logits(starts, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapters_teach_a_trained_model_other_queries(starts, tmp_path, kind):
     other = made(TOPICS, "about {} it is what")
-    first = replace(SHORT, num_steps=120, batch_size=8, learning_rate=5e-3, log_every=10)
+    steps, rate = (120, 5e-3) if kind == "t5" else (60, 1e-2)
+    first = replace(SHORT, num_steps=steps, batch_size=8, learning_rate=rate, log_every=10)
     start = train_generator(starts[kind], other, tmp_path / "first", first).generator
     second = replace(first, lora_rank=16)
     trained = train_generator(start, ALL, tmp_path / "second", second)
@@ -184,14 +186,6 @@ def test_adapters_teach_a_trained_model_other_queries(starts, tmp_path, kind):
     again = QueryGenerator.from_pretrained(tmp_path / "second" / "model", device="cpu", precision="float32")
     assert again.fingerprint == trained.generator.fingerprint
     assert (again.config, type(again)) == (start.config, type(start))
-
-
-@pytest.mark.parametrize("train_encoder", [True, False])
-def test_an_encoder_that_is_not_trained_has_adapters_that_do_nothing(starts, tmp_path, train_encoder):
-    settings = replace(SHORT, lora_rank=2, train_encoder=train_encoder)
-    trained = train_generator(starts["t5"], DATA, tmp_path, settings).generator
-    before, after = starts["t5"].model.get_encoder().state_dict(), trained.model.get_encoder().state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before) != train_encoder
 
 
 def test_activations_can_be_computed_again(starts, tmp_path):
@@ -207,7 +201,9 @@ def test_activations_can_be_computed_again(starts, tmp_path):
 # --- checkpoints -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "rank"), [("t5", 2), ("gemma3", 2), ("gpt2", 2), ("gemma3", None)])
+@pytest.mark.parametrize(
+    ("kind", "rank"), [("t5", 2), ("gemma3", 2), ("gpt2", 2), ("t5", None), ("gemma3", None)]
+)
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(starts, tmp_path, kind, rank):
     settings = replace(SHORT, eval_every=2, dropout=0.1, lora_rank=rank)
     how = {"validation": HELD_OUT}
@@ -232,6 +228,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(starts, tmp_path, ki
     cut = train_generator(starts[kind], DATA, tmp_path / "cut", settings, **how)
     assert cut.generator.fingerprint == whole.generator.fingerprint != starts[kind].fingerprint
     assert [line.get("loss") for line in cut.history] == [line.get("loss") for line in whole.history]
+    shutil.rmtree(tmp_path / "whole" / "tensorboard")
     read = train_generator(starts[kind], DATA, tmp_path / "whole", settings, **how)
     assert read.history == whole.history
 
@@ -276,7 +273,7 @@ def test_what_was_trained_in_half_precision_writes_in_it(starts, tmp_path):
     assert "pipeline_tag: text-generation" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
-def test_the_rank_is_part_of_a_trainings_record_only_if_there_is_one(starts, tmp_path):
+def test_the_rank_is_part_of_a_trainings_record(starts, tmp_path):
     one = replace(SHORT, num_steps=1)
     train_generator(starts["t5"], DATA, tmp_path / "all", one)
     train_generator(starts["t5"], DATA, tmp_path / "some", replace(one, lora_rank=2))
@@ -295,8 +292,6 @@ def test_what_cannot_be_trained_is_refused(starts, tmp_path):
         ValueError, match="weights in bfloat16, training needs float32: load it with precision="
     ):
         train_generator(half, DATA, tmp_path / "run", SHORT)
-    with pytest.raises(ValueError, match=r"has no encoder that could be left as it is \(train_encoder\)"):
-        train_generator(starts["gpt2"], DATA, tmp_path / "run", replace(SHORT, train_encoder=False))
     with pytest.raises(ValueError, match="lora_rank must be None or at least 1, got 0"):
         replace(SHORT, lora_rank=0)
     assert not (tmp_path / "run").exists()

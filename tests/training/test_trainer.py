@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from made_models import ARCHITECTURES, make_model
 
 from dpr.data.training_data import TrainingData
 from dpr.models.bi_encoder import BiEncoder
@@ -18,7 +19,7 @@ from dpr.training.collator import Collator
 from dpr.training.dataset import TrainingSequence
 from dpr.training.losses import in_batch_negatives_loss
 from dpr.training.settings import TrainingSettings
-from dpr.training.trainer import usable_checkpoint
+from dpr.training.trainer import set_dropout, usable_checkpoint
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -174,6 +175,20 @@ def test_dropout_is_set_everywhere_or_left(two, data, dropout, expected):
     for side in (two.query, two.passage):
         rates = {module.p for module in side.model.modules() if isinstance(module, torch.nn.Dropout)}
         assert rates == {expected}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_without_dropout_a_model_in_training_computes_what_it_does_after_it(architecture):
+    ids = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
+    if architecture in ("t5", "bart"):
+        ids["decoder_input_ids"] = torch.tensor([[0, 9]])
+    model = make_model(architecture)
+    outputs = {}
+    for rate in (0.5, 0.0):
+        set_dropout(model, rate)
+        outputs[rate] = [model.train(mode)(**ids)[0] for mode in (True, False)]
+    assert not torch.equal(*outputs[0.5])
+    assert torch.equal(*outputs[0.0])
 
 
 # --- the learning rate -------------------------------------------------------------------------

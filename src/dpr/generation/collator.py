@@ -5,14 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers.modeling_outputs import BaseModelOutput
 
 from dpr.data.training_data import TrainingData
-from dpr.generation.generator import CPU_BATCH, QueryGenerator
+from dpr.generation.generator import QueryGenerator
 from dpr.generation.llm import CausalGenerator
-from dpr.models.batching import pad_batch, padding_id, token_batches, tokenize
-from dpr.models.bi_encoder import PRECISIONS
+from dpr.models.batching import pad_batch, padding_id, tokenize
 from dpr.training.dataset import Record
 
 IGNORED = -100  # the label of padding, which the loss leaves out
@@ -26,11 +24,9 @@ class GeneratorCollator:
     Args:
         generator: The generator whose tokenizer, prompt and lengths are used.
         data: The training data that the records come from.
-        read_in: For an encoder that is not trained: encode all passages now, in this precision (a key of
-            `PRECISIONS`). None leaves that to `read_passages`.
     """
 
-    def __init__(self, generator: QueryGenerator, data: TrainingData, read_in: str | None = None):
+    def __init__(self, generator: QueryGenerator, data: TrainingData):
         self.generator = generator
         config, tokenizer = generator.config, generator.tokenizer
         texts = list(data.passages.values())
@@ -42,31 +38,14 @@ class GeneratorCollator:
             e.query_id: np.asarray([*ids[: config.query_max_length - 1], end])
             for e, ids in zip(data.examples, found, strict=True)
         }
-        self.hidden = {} if read_in is None else self._read(PRECISIONS[read_in])
-
-    @torch.no_grad()
-    def _read(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Encode all passages: doc_id → the encoder's output for its T tokens, [T, D], on the CPU."""
-        model, doc_ids, hidden = self.generator.model.eval(), list(self.passages), {}
-        device = model.device
-        lengths = [len(row["input_ids"]) for row in self.passages.values()]
-        with tqdm(total=len(doc_ids), desc="passages read", unit="passage") as bar:
-            for batch in token_batches(lengths, CPU_BATCH):
-                fields = self.generator.pad([self.passages[doc_ids[i]] for i in batch])
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    found = model.get_encoder()(**{name: f.to(device) for name, f in fields.items()})
-                for i, states in zip(batch, found.last_hidden_state.to("cpu", dtype), strict=True):
-                    hidden[doc_ids[i]] = states[: lengths[i]].clone()
-                bar.update(len(batch))
-        return hidden
 
     def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
         """Make a batch of B records, whose P different passages are in it once each.
 
         Returns:
-            `input_ids` and `attention_mask` [P, T] of the passages, and their encoder output `hidden`
-            [P, T, D] if they were encoded before; `rows` [B], the position of each record's passage;
-            `labels` [B, L] with −100 at padding; `decoder_input_ids` [B, L], the token before each label.
+            `input_ids` and `attention_mask` [P, T] of the passages; `rows` [B], the position of each
+            record's passage; `labels` [B, L] with −100 at padding; `decoder_input_ids` [B, L], the token
+            before each label.
         """
         place = {doc_id: row for row, doc_id in enumerate(dict.fromkeys(r.positive for r in records))}
         labels = [torch.from_numpy(self.labels[record.example.query_id]) for record in records]
@@ -74,10 +53,6 @@ class GeneratorCollator:
         before = self.generator.model.prepare_decoder_input_ids_from_labels(padded)
         passages = self.generator.pad([self.passages[doc_id] for doc_id in place])
         rows = torch.tensor([place[record.positive] for record in records])
-        if self.hidden:
-            read = torch.nn.utils.rnn.pad_sequence([self.hidden[d] for d in place], batch_first=True)
-            missing = passages["attention_mask"].shape[1] - read.shape[1]  # `pad` rounds T up on a GPU
-            passages["hidden"] = torch.nn.functional.pad(read, (0, 0, 0, missing))
         return {**passages, "rows": rows, "labels": padded, "decoder_input_ids": before}
 
 
@@ -117,12 +92,12 @@ class CausalCollator:
 
 
 def make_collator(
-    generator: QueryGenerator | CausalGenerator, data: TrainingData, read_in: str | None = None
+    generator: QueryGenerator | CausalGenerator, data: TrainingData
 ) -> GeneratorCollator | CausalCollator:
     """The collator for a generator of either kind; the arguments are those of `GeneratorCollator`."""
     if isinstance(generator, CausalGenerator):
         return CausalCollator(generator, data)
-    return GeneratorCollator(generator, data, read_in)
+    return GeneratorCollator(generator, data)
 
 
 def read_passages(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -136,9 +111,8 @@ def read_passages(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> 
         `encoder_outputs` with `last_hidden_state` [B, T, D], `attention_mask` [B, T], and the batch's
         `labels` and `decoder_input_ids` [B, L].
     """
-    mask, rows, hidden = batch["attention_mask"], batch["rows"], batch.get("hidden")
-    if hidden is None:
-        hidden = model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+    mask, rows = batch["attention_mask"], batch["rows"]
+    hidden = model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
     rest = {name: batch[name] for name in ("labels", "decoder_input_ids")}
     return {"encoder_outputs": BaseModelOutput(hidden[rows]), "attention_mask": mask[rows], **rest}
 

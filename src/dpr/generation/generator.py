@@ -17,14 +17,11 @@ from transformers import (
     AutoTokenizer,
     EncoderDecoderModel,
     LogitsProcessorList,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 from transformers.modeling_outputs import BaseModelOutput
 
 from dpr.arguments import check_fields_of, checked
 from dpr.generation.decoding import Decoding, sampling
-from dpr.generation.learnt_tokenizer import learn_tokenizer
 from dpr.generation.llm import CausalGenerator, is_causal
 from dpr.generation.saved import merged_settings, save_generator
 from dpr.generation.writer import Query, Writer
@@ -41,7 +38,6 @@ from dpr.models.checkpoint import (
 )
 
 WARM_STARTS = ("bert", "roberta", "xlm-roberta")  # architectures that can become an encoder-decoder
-SMALL_T5 = {"d_model": 256, "d_kv": 32, "d_ff": 1024, "num_layers": 4, "num_heads": 8}
 CPU_BATCH, GPU_BATCH = 2_048, 131_072  # tokens in a batch: those read and at most those written
 
 
@@ -72,7 +68,7 @@ class GeneratorConfig:
 class QueryGenerator(Writer):
     """Writes queries that a passage may answer.
 
-    Make one with `from_pretrained`, `warm_started` or `from_scratch`.
+    Make one with `from_pretrained` or `warm_started`.
 
     Args:
         model: A transformers sequence-to-sequence model, in float32.
@@ -203,33 +199,6 @@ class QueryGenerator(Writer):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         name = f"{str(name_or_folder).rstrip('/').split('/')[-1]}-writer"
         return cls(model.float().to(device), tokenizer, name, GeneratorConfig(**settings))
-
-    @classmethod
-    @checked
-    def from_scratch(
-        cls, texts: Iterable[str], vocab_size: int, seed: int, device: str | None = None, **settings
-    ) -> "QueryGenerator":
-        """An untrained small T5 with random weights and a tokenizer learnt from texts.
-
-        Args:
-            texts: Passages and queries like those that it will read and write.
-            vocab_size: Most tokens in the tokenizer's vocabulary.
-            seed: Seed of the weights.
-            device: As in `from_pretrained`.
-            **settings: Fields of `GeneratorConfig`.
-
-        Source: Raffel et al. 2020 (T5).
-        """
-        quieten()
-        tokenizer = learn_tokenizer(texts, vocab_size)
-        config = T5Config(
-            vocab_size=len(tokenizer), decoder_start_token_id=tokenizer.pad_token_id, **SMALL_T5
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = T5ForConditionalGeneration(config)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(model.to(device), tokenizer, "small-t5", GeneratorConfig(**settings))
 
     @property
     def fingerprint(self) -> str:

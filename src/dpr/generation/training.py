@@ -52,25 +52,19 @@ class GeneratorTrainer(LoggedTrainer):
         if settings.lora_rank:
             add_adapters(generator.model, settings.lora_rank, settings.seed)
         arguments = training_arguments(settings, folder, steps, on_cpu, validation is not None)
-        read_in = None
-        if not settings.train_encoder:
-            generator.model.get_encoder().requires_grad_(False)
-            read_in = settings.precision or ("float32" if on_cpu else "bfloat16")
-            used = {sequence[i].positive for i in range(len(sequence))}
-            data = data.with_positives(lambda e: {d: g for d, g in e.positives.items() if d in used})
         super().__init__(
             generator.model,
             settings,
             steps_per_epoch,
             arguments,
-            data_collator=make_collator(generator, data, read_in),
+            data_collator=make_collator(generator, data),
             train_dataset=sequence,
             eval_dataset=validation and validation.examples,
         )
         self.model_accepts_loss_kwargs = True  # so the Trainer counts the tokens of a whole step
         if validation is not None:
             first = validation.with_positives(lambda e: dict([next(iter(e.positives.items()))]))
-            self._held_out = make_collator(generator, first, read_in)
+            self._held_out = make_collator(generator, first)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The `token_loss` of a batch; also counts its tokens for the log."""
@@ -166,10 +160,9 @@ def train_generator(
         callbacks: Further callbacks of the Trainer.
 
     Raises:
-        ValueError: The generator's weights are not in float32; an encoder is not to be trained that a causal
-            model does not have; `folder` holds another training; a validation query is also a training query;
-            evaluations are asked for without `validation`; the loss is not finite; an error of
-            `TrainingSequence`.
+        ValueError: The generator's weights are not in float32; `folder` holds another training; a validation
+            query is also a training query; evaluations are asked for without `validation`; the loss is not
+            finite; an error of `TrainingSequence`.
     """
     folder, config, causal = Path(folder), generator.config, isinstance(generator, CausalGenerator)
     if generator.model.dtype != torch.float32:
@@ -177,8 +170,6 @@ def train_generator(
             f"{generator.name} has weights in {generator.precision}, training needs float32: load it with "
             f"precision='float32'; the settings' precision says how training computes"
         )
-    if causal and not settings.train_encoder:
-        raise ValueError(f"{generator.name} has no encoder that could be left as it is (train_encoder)")
     check_training(settings, data, validation and [e.query for e in validation.examples], tags)
     trained = copy.deepcopy(generator)
 
@@ -225,7 +216,4 @@ def describe_generator_training(
         "scope": f"{len(validation.examples):,} queries",
         "fingerprint": validation.fingerprint,
     }
-    record = training_record(settings, data, start, held_out, tags)
-    if settings.lora_rank is None:
-        del record["settings"]["lora_rank"]  # as in records from before there were adapters
-    return record
+    return training_record(settings, data, start, held_out, tags)

@@ -155,8 +155,6 @@ class GeneratorSettings(LoopSettings):
 
     Args:
         label_smoothing: Share of the probability that the loss spreads over all tokens.
-        train_encoder: Whether the encoder is trained too. If not, it reads each passage once before
-            training, which is quicker, and keeps what it knows about passages.
         lora_rank: The rank of the adapters that are trained in place of the weights, one on each linear
             layer but the output layer, and added to the weights at the end; see
             `dpr.generation.adapters.add_adapters`. They want a learning rate some ten times higher. None:
@@ -173,7 +171,6 @@ class GeneratorSettings(LoopSettings):
     METRICS = (*TEXT_METRICS, PASSAGE_GAIN)
 
     label_smoothing: float = 0.0
-    train_encoder: bool = True
     lora_rank: int | None = None
     metric: str = "ROUGE-L"
 

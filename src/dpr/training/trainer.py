@@ -153,6 +153,9 @@ def set_dropout(model: torch.nn.Module, rate: float | None) -> None:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = rate
+            for name, value in vars(module).items():  # such as that of T5's attention
+                if name.endswith("dropout") and isinstance(value, float):
+                    setattr(module, name, rate)
 
 
 def training_arguments(
