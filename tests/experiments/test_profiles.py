@@ -32,7 +32,7 @@ def project(tmp_path, monkeypatch):
 
 def is_plain(profile, name):
     """Whether a profile is that of `scifact` without what only `scifact` has, over the collection `name`."""
-    own = {"factors": False, "triples": None, "larger": None, "larger_encoders": (), "query_max_length": None}
+    own = {"factors": False, "triples": None, "larger": None, "query_max_length": None}
     return profile == dataclasses.replace(PROFILES["scifact"], name=name, collection=name, **own)
 
 
@@ -105,7 +105,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(project, name):
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda profile: profile.name)
 def test_it_is_declared_what_the_encoders_of_a_profile_were_trained_on(profile):
-    assert {*profile.encoders, *profile.larger_encoders} <= TRAINED_ON.keys()
+    assert set(profile.encoders) <= TRAINED_ON.keys()
 
 
 @pytest.mark.parametrize("value", [0, -1])

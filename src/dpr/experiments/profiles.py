@@ -97,7 +97,6 @@ class Profile:
             judgements, `<collection>/train` for those of another one, or the name of a set of triples.
         base_model: The checkpoint that fine-tuning starts from.
         encoders: Trained bi-encoders to measure; the first one is examined more closely.
-        larger_encoders: Further ones, which take longer; measured where they are at hand.
         depth: Hits per query in a search; the saved run has fewer.
         query_max_length: Queries are cut to this many tokens; None: `Workspace.lengths` chooses by the data.
         passage_max_length: Passages are cut to this many tokens in search.
@@ -125,7 +124,6 @@ class Profile:
     training_set: str = "train"
     base_model: str = "all-MiniLM-L6-v2"
     encoders: tuple[str, ...] = ("all-MiniLM-L6-v2",)
-    larger_encoders: tuple[str, ...] = ()
     depth: int = 1000
     query_max_length: int | None = 64
     passage_max_length: int = 256
@@ -205,7 +203,6 @@ PROFILES = {
         Profile(
             "scifact",
             "scifact",
-            larger_encoders=("all-mpnet-base-v2",),
             training=TrainingSettings(
                 num_epochs=5, eval_every=20, log_every=5, dropout=0.0, precision="bfloat16"
             ),
@@ -220,7 +217,6 @@ PROFILES = {
         Profile(
             "nfcorpus",
             "nfcorpus",
-            larger_encoders=("all-mpnet-base-v2",),
             training=TrainingSettings(
                 num_steps=200,
                 batch_size=288,
@@ -277,8 +273,8 @@ def get_profile(name: str) -> Profile:
     Args:
         name: `sample`, `scifact`, `nfcorpus`, `trec-covid` or `smoke` (for tests); or a folder in BEIR
             layout, by its path or its name in the data folder; or the name of another BEIR set. These get
-            the settings of `scifact`, except `factors`, `triples`, `larger` and `larger_encoders`; the length
-            of queries is left to the data.
+            the settings of `scifact`, except `factors`, `triples` and `larger`; the length of queries is left
+            to the data.
 
     Raises:
         ValueError: `name` is none of these.
@@ -288,8 +284,7 @@ def get_profile(name: str) -> Profile:
     places = [Path(name), project_root() / name, find_data(name) if name else None]
     somewhere = "/" in name or name in BEIR_MD5 or any(place and place.is_dir() for place in places)
     if somewhere and Path(name).name not in ("", ".."):  # results are kept by the folder's name
-        plain = {"factors": False, "triples": None, "larger": None, "larger_encoders": ()}
-        plain["query_max_length"] = None
+        plain = {"factors": False, "triples": None, "larger": None, "query_max_length": None}
         return replace(PROFILES["scifact"], name=name, collection=name, **plain)
     raise ValueError(
         f"unknown profile {name!r}; known: {', '.join(PROFILES)}, a folder in BEIR layout, a BEIR set"
