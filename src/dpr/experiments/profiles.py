@@ -157,7 +157,7 @@ class Profile:
 
 
 SMALL_SYNTHETIC = SyntheticTraining(
-    filters=("way back", "likely"),
+    filters=("way back",),
     training=TrainingSettings(
         num_steps=80, batch_size=64, learning_rate=2e-5, eval_every=30, dropout=0.0, precision="bfloat16"
     ),

@@ -4,7 +4,7 @@ Passages of similar length share a batch, and on a CPU each core computes whole 
 own random state for sampling, so the queries depend only on the block of passages and the seed.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,8 +24,8 @@ from dpr.arguments import check_fields_of, checked
 from dpr.generation.decoding import Decoding, sampling
 from dpr.generation.llm import CausalGenerator, is_causal
 from dpr.generation.saved import merged_settings, save_generator
-from dpr.generation.writer import Query, Writer
-from dpr.models.batching import MIN_LENGTH, compute_blocks, pad_batch, padding_id, tokenize
+from dpr.generation.writer import ModelWriter, Query
+from dpr.models.batching import MIN_LENGTH, pad_batch, padding_id, tokenize
 from dpr.models.bi_encoder import PRECISIONS
 from dpr.models.checkpoint import (
     check_weights,
@@ -38,7 +38,6 @@ from dpr.models.checkpoint import (
 )
 
 WARM_STARTS = ("bert", "roberta", "xlm-roberta")  # architectures that can become an encoder-decoder
-CPU_BATCH, GPU_BATCH = 2_048, 131_072  # tokens in a batch: those read and at most those written
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class GeneratorConfig:
                 raise ValueError(f"{field} must be at least {MIN_LENGTH} tokens, got {getattr(self, field)}")
 
 
-class QueryGenerator(Writer):
+class QueryGenerator(ModelWriter):
     """Writes queries that a passage may answer.
 
     Make one with `from_pretrained` or `warm_started`.
@@ -80,6 +79,8 @@ class QueryGenerator(Writer):
     Raises:
         ValueError: An unknown precision, or passages longer than the model can read.
     """
+
+    BATCH_TOKENS = (2_048, 131_072)
 
     def __init__(self, model, tokenizer, name: str, config: GeneratorConfig, precision: str = "float32"):
         if precision not in PRECISIONS:
@@ -205,37 +206,23 @@ class QueryGenerator(Writer):
         """A hash of the settings and weights, 16 hex digits."""
         return weights_fingerprint(self.model, asdict(self.config))
 
-    def generate_blocks(
-        self,
-        blocks: Iterable[Sequence[str]],
-        decoding: Decoding,
-        seeds: Iterable[int],
-        overflow: str = "truncate",
-        batch_tokens: int | None = None,
-        progress: Callable[[int], object] = lambda texts: None,
-    ) -> Iterator[tuple[list[list[Query]], np.ndarray]]:
-        """Write queries for one block of passages after the other; see also `Writer.generate_blocks`."""
-        self.model.eval()
+    def _prepare(self, decoding: Decoding) -> None:
         longest = max_tokens(getattr(self.model, "decoder", self.model).base_model)
         if decoding.max_length > longest:
             raise ValueError(
                 f"{self.name} writes at most {longest} tokens, asked for {decoding.max_length} (max_length)"
             )
-        config, seeds, device = self.config, list(seeds), self.model.device.type
+
+    def _tokens_beside(self, decoding: Decoding) -> int:
         beams = decoding.num_beams if decoding.method == "beam" else decoding.num_queries
-        yield from compute_blocks(
-            blocks,
-            lambda block: tokenize(self.tokenizer, block, config.prompt, config.passage_max_length, overflow),
-            lambda rows, at: self._write(rows, decoding, [seeds[at[0]], at[1]]),
-            batch_tokens=batch_tokens or (CPU_BATCH if device == "cpu" else GPU_BATCH),
-            device=device,
-            extra_tokens=beams * decoding.max_length,
-            progress=progress,
-        )
+        return beams * decoding.max_length
+
+    def _rows(self, texts: Sequence[str], overflow: str) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
+        config = self.config
+        return tokenize(self.tokenizer, texts, config.prompt, config.passage_max_length, overflow)
 
     @torch.inference_mode()
     def _write(self, rows: list[dict], decoding: Decoding, seed: list[int]) -> list[list[Query]]:
-        """Write the queries of one batch: `num_queries` for each row."""
         device, dtype = self.model.device, PRECISIONS[self.precision]
         fields = {name: tensor.to(device) for name, tensor in self.pad(rows).items()}
         how = {"do_sample": False, "max_new_tokens": decoding.max_length, "num_beams": 1}

@@ -7,7 +7,7 @@ Source: Bonifacio et al. 2022, InPars: data augmentation for information retriev
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +27,8 @@ from dpr.arguments import check_fields_of, checked
 from dpr.generation.decoding import Decoding, Drawing
 from dpr.generation.saved import merged_settings, save_generator
 from dpr.generation.shared_attention import NAME, ReadTexts
-from dpr.generation.writer import Query, Writer
-from dpr.models.batching import compute_blocks, pad_batch, padding_id, tokenize
+from dpr.generation.writer import ModelWriter, Query
+from dpr.models.batching import pad_batch, padding_id, tokenize
 from dpr.models.bi_encoder import PRECISIONS, fast_precision
 from dpr.models.checkpoint import (
     check_weights,
@@ -40,7 +40,6 @@ from dpr.models.checkpoint import (
     weights_fingerprint,
 )
 
-CPU_BATCH, GPU_BATCH = 8_192, 131_072  # tokens in a batch: those read and at most those written
 LINE_END = re.compile(r"[\r\n]")
 
 
@@ -141,7 +140,7 @@ def is_causal(config: PretrainedConfig) -> bool:
     return type(config) in AutoModelForCausalLM._model_mapping and not other
 
 
-class CausalGenerator(Writer):
+class CausalGenerator(ModelWriter):
     """Writes queries with a causal language model, from a prompt with or without examples.
 
     Make one with `from_pretrained`. A query ends with the line.
@@ -156,6 +155,8 @@ class CausalGenerator(Writer):
         ValueError: The model's attention cannot be exchanged, or prompt, passage and query are longer than
             it can read.
     """
+
+    BATCH_TOKENS = (8_192, 131_072)
 
     def __init__(self, model, tokenizer, name: str, config: CausalConfig):
         self.model, self.tokenizer, self.name, self.config = model, tokenizer, name, config
@@ -235,7 +236,7 @@ class CausalGenerator(Writer):
         Returns:
             N times int64 [T].
         """
-        rows, _ = self._rows([" ".join(text.split()) for text in passages], "truncate")
+        rows, _ = self._rows(passages, "truncate")
         return [np.append(self._before, row["input_ids"]) for row in rows]
 
     def query_tokens(self, queries: Sequence[str]) -> list[np.ndarray]:
@@ -284,48 +285,23 @@ class CausalGenerator(Writer):
             self.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
-    def generate_blocks(
-        self,
-        blocks: Iterable[Sequence[str]],
-        decoding: Decoding,
-        seeds: Iterable[int],
-        overflow: str = "truncate",
-        batch_tokens: int | None = None,
-        progress: Callable[[int], object] = lambda texts: None,
-    ) -> Iterator[tuple[list[list[Query]], np.ndarray]]:
-        """Write queries for one block of passages after the other; see also `Writer.generate_blocks`."""
+    def _prepare(self, decoding: Decoding) -> None:
         if decoding.method == "beam":
             raise ValueError(f"{self.name} writes greedily or by sampling, not by beam search (method)")
         self._check_length(decoding.max_length)
-        self.model.eval()
-        seeds, device = list(seeds), self.model.device.type
-        _ = self._examples_read, self._ends  # computed once, before threads need them
-        yield from compute_blocks(
-            ([" ".join(text.split()) for text in block] for block in blocks),
-            lambda block: self._rows(block, overflow),
-            lambda rows, at: self._write(rows, decoding, [seeds[at[0]], at[1]]),
-            batch_tokens=batch_tokens or (CPU_BATCH if device == "cpu" else GPU_BATCH),
-            device=device,
-            extra_tokens=len(self._before) + decoding.num_queries * decoding.max_length,
-            progress=progress,
-        )
+        _ = self._examples_read, self._ends  # before threads need them
+
+    def _tokens_beside(self, decoding: Decoding) -> int:
+        return len(self._before) + decoding.num_queries * decoding.max_length
 
     def _rows(self, texts: Sequence[str], overflow: str) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
-        """The tokens of each passage or chunk and of the text after it, and the position of its passage."""
-        rows, owners = tokenize(
-            self.tokenizer,
-            [f" {text}" for text in texts],
-            "",
-            self.config.passage_max_length,
-            overflow,
-            False,
-        )
-        after = np.asarray(self._after)
+        lines = [f" {' '.join(text.split())}" for text in texts]
+        longest, after = self.config.passage_max_length, np.asarray(self._after)
+        rows, owners = tokenize(self.tokenizer, lines, "", longest, overflow, special=False)
         return [{"input_ids": np.append(row["input_ids"], after)} for row in rows], owners
 
     @torch.inference_mode()
     def _write(self, rows: list[dict], decoding: Decoding, seed: list[int]) -> list[list[Query]]:
-        """Write the queries of one batch: `num_queries` for each row."""
         device, num = self.model.device, decoding.num_queries
         text, lengths = self._read([row["input_ids"] for row in rows])
         seen = ReadTexts(text, lengths, num, decoding.max_length)

@@ -4,13 +4,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from dpr.arguments import checked
 from dpr.generation.decoding import Decoding
-from dpr.models.batching import checked_texts
+from dpr.models.batching import checked_texts, compute_blocks
 
 
 @dataclass(frozen=True)
@@ -88,3 +89,56 @@ class Writer(ABC):
         with tqdm(total=len(passages), desc=f"{self.name}: queries", unit="passage") as bar:
             [(written, _)] = self.generate_blocks([passages], decoding, [seed], progress=bar.update)
         return [[query.text for query in found] for found in written]
+
+
+class ModelWriter(Writer):
+    """A writer whose model computes here, in batches of passages of similar length.
+
+    Attributes:
+        model: The transformers model.
+        tokenizer: Its tokenizer.
+        BATCH_TOKENS: Tokens in a batch, those read and at most those written, on a CPU and elsewhere.
+    """
+
+    BATCH_TOKENS: tuple[int, int]
+    model: Any
+    tokenizer: Any
+
+    def generate_blocks(
+        self,
+        blocks: Iterable[Sequence[str]],
+        decoding: Decoding,
+        seeds: Iterable[int],
+        overflow: str = "truncate",
+        batch_tokens: int | None = None,
+        progress: Callable[[int], object] = lambda texts: None,
+    ) -> Iterator[tuple[list[list[Query]], np.ndarray]]:
+        """Write queries for one block of passages after the other; see also `Writer.generate_blocks`."""
+        self.model.eval()
+        self._prepare(decoding)
+        seeds, device = list(seeds), self.model.device.type
+        yield from compute_blocks(
+            blocks,
+            lambda block: self._rows(block, overflow),
+            lambda rows, at: self._write(rows, decoding, [seeds[at[0]], at[1]]),
+            batch_tokens=batch_tokens or self.BATCH_TOKENS[device != "cpu"],
+            device=device,
+            extra_tokens=self._tokens_beside(decoding),
+            progress=progress,
+        )
+
+    @abstractmethod
+    def _prepare(self, decoding: Decoding) -> None:
+        """Raise ValueError for what the model cannot do, and compute what all batches share."""
+
+    @abstractmethod
+    def _tokens_beside(self, decoding: Decoding) -> int:
+        """Tokens of each row beyond those of its passage, read and at most written."""
+
+    @abstractmethod
+    def _rows(self, texts: Sequence[str], overflow: str) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
+        """The tokens of each passage or chunk, and the position of its passage, int64 [rows]."""
+
+    @abstractmethod
+    def _write(self, rows: list[dict], decoding: Decoding, seed: list[int]) -> list[list[Query]]:
+        """Write the queries of one batch: `num_queries` for each row."""
