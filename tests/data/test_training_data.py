@@ -122,6 +122,23 @@ def test_a_collection_that_nothing_can_be_learned_from_is_refused():
 # --- read_training_tsv -------------------------------------------------------------------------
 
 
+def test_a_query_written_for_several_passages_has_all_of_them_as_positives(tiny_collection):
+    written = {"d1": ["do masks help", "  ", "what filters air"], "d3": ["Do masks  help"], "d2": []}
+    data = TrainingData.from_queries("written", tiny_collection, written)
+    assert [(e.query, dict(e.positives), e.negatives) for e in data.examples] == [
+        ("do masks help", {"d1": 1, "d3": 1}, ()),
+        ("what filters air", {"d1": 1}, ()),
+    ]
+    assert data.passages == {d: tiny_collection.by_id[d].contents for d in ("d1", "d3")}
+    judged = replace(tiny_collection, all_qrels={"test": {"q1": {"d2": 1}}})
+    other = TrainingData.from_queries("written", judged, written)
+    assert other.fingerprint == data.fingerprint  # judgements are not read
+    with pytest.raises(ValueError, match="tiny lacks 1 documents with queries, first 'd99'"):
+        TrainingData.from_queries("written", tiny_collection, {"d99": ["zinc"]})
+    with pytest.raises(ValueError, match="written: no training example"):
+        TrainingData.from_queries("written", tiny_collection, {"d1": [""]})
+
+
 @pytest.mark.parametrize("columns", [2, 3, 4])
 def test_a_line_is_a_query_its_positive_and_as_many_negatives_as_given(read, columns):
     names = ["positive", "negative", "other"][: columns - 1]

@@ -67,10 +67,11 @@ def made(space, encoder):
     data, dev = space.training_data()
     collection = space.collection()
 
-    def make(encoder=encoder, settings=SETTINGS, validation=dev, collection=collection, tag=TAG) -> FineTuned:
-        return train_and_search(
-            space, tag, encoder, data, settings, validation, collection, notebook="04_finetune_biencoder"
-        )
+    def make(
+        encoder=encoder, settings=SETTINGS, validation=dev, collection=collection, tag=TAG, **more
+    ) -> FineTuned:
+        more["notebook"] = "04_finetune_biencoder"
+        return train_and_search(space, tag, encoder, data, settings, validation, collection, **more)
 
     return make
 
@@ -101,6 +102,33 @@ def test_it_is_trained_at_one_length_and_searches_at_another(space, made, encode
     assert saved.config.passage_max_length == 8
     ready = saved.with_settings(passage_max_length=16)
     assert run.result.metadata["config"]["model"] == ready.fingerprint
+
+
+def test_a_shorter_training_length_takes_the_place_of_the_profiles(made):
+    assert made(training_length=6).training.finished["start"]["passage_max_length"] == 6
+
+
+def test_dev_queries_are_searched_too_if_asked_and_the_means_are_kept(space, made):
+    dev = space.collection("dev")
+    assert made().dev == {}
+    found = made(dev=dev)  # the training is read, the search is made
+    ready = BiEncoder.from_pretrained(space.model_folder("tiny/train", TAG) / "model", passage_max_length=16)
+    scores = (
+        ready.encode_queries(list(dev.queries.values()))
+        @ ready.encode_passages([passage.contents for passage in dev.passages]).T
+    )
+    run = {
+        q: {
+            d: float(s) for d, s in zip(dev.doc_ids, row, strict=True) if d != q or q not in dev.own_documents
+        }
+        for q, row in zip(dev.queries, scores, strict=True)
+    }
+    assert found.dev["nDCG@10"] == pytest.approx(evaluate(dev.qrels, run).means["nDCG@10"], abs=1e-6)
+    forget_model(space)
+    assert made(dev=dev).dev == found.dev
+    assert made().dev == found.dev
+    assert not space.models.exists()
+    assert not list(space.runs.glob("*dev*"))
 
 
 def test_the_same_training_is_read_without_its_model(space, made):
