@@ -7,6 +7,7 @@ from pathlib import Path
 from re import escape
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
 
@@ -113,16 +114,13 @@ def test_dev_queries_are_searched_too_if_asked_and_the_means_are_kept(space, mad
     assert made().dev == {}
     found = made(dev=dev)  # the training is read, the search is made
     ready = BiEncoder.from_pretrained(space.model_folder("tiny/train", TAG) / "model", passage_max_length=16)
-    scores = (
-        ready.encode_queries(list(dev.queries.values()))
-        @ ready.encode_passages([passage.contents for passage in dev.passages]).T
+    sides = (
+        ready.encode_queries(list(dev.queries.values())),
+        ready.encode_passages([passage.contents for passage in dev.passages]),
     )
-    run = {
-        q: {
-            d: float(s) for d, s in zip(dev.doc_ids, row, strict=True) if d != q or q not in dev.own_documents
-        }
-        for q, row in zip(dev.queries, scores, strict=True)
-    }
+    queries, passages = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in sides)
+    rows = zip(dev.queries, (queries @ passages.T).tolist(), strict=True)
+    run = {q: dict(zip(dev.doc_ids, row, strict=True)) for q, row in rows}
     assert found.dev["nDCG@10"] == pytest.approx(evaluate(dev.qrels, run).means["nDCG@10"], abs=1e-6)
     forget_model(space)
     assert made(dev=dev).dev == found.dev
