@@ -485,7 +485,9 @@ def test_a_committed_run_has_the_metrics_of_its_table_against_the_real_judgement
     table = table_of(path, stem)
     assert set(table) == set(qrels)
     if "seeds" in metadata:  # the table has the means over the seeds, the run is that of the first
-        tables = [table_of(path, f"{stem}-s{seed}") for seed in metadata["seeds"]]
+        seeds = [found for s in metadata["seeds"] for found in path.parent.glob(f"{stem}*-s{s}.csv")]
+        assert len(seeds) == len(metadata["seeds"])
+        tables = [table_of(path, found.stem) for found in seeds]
         for metric in ("nDCG@10", "RR@10", "R@100"):
             mean = {q: sum(float(t[q][metric]) for t in tables) / len(tables) for q in qrels}
             assert {q: float(row[metric]) for q, row in table.items()} == pytest.approx(mean, abs=1e-5)

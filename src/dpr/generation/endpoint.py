@@ -121,6 +121,7 @@ class EndpointWriter(Writer):
         )
         self._plain = False  # whether the endpoint refuses the optional fields
         self._stopping, self._lock, self._next = threading.Event(), threading.Lock(), 0.0
+        self._failure: BaseException | None = None
 
     def _check(self) -> None:
         """Raise ValueError for a value outside its range."""
@@ -187,6 +188,7 @@ class EndpointWriter(Writer):
         done, firsts = 0, set()
         with self._journal.opened(), ThreadPoolExecutor(self.parallel) as pool:
             self._stopping.clear()
+            self._failure = None
             try:
                 for block, seed in zip(blocks, seeds, strict=True):
                     rows, owners = self._rows(checked_texts(block), overflow)
@@ -201,13 +203,14 @@ class EndpointWriter(Writer):
                             progress(1)
                     done, firsts = done + len(firsts), set()
                     yield [task.result() for task in written], owners
-            except BaseException as error:
+            except BaseException as raised:
+                error = self._failure or raised  # what came after the first failure was only stopped
                 self._stopping.set()
                 pool.shutdown(cancel_futures=True)
                 if isinstance(error, openai.OpenAIError):
                     done += sum(not task.cancelled() and task.exception() is None for task in firsts)
                     raise self._explained(error, done) from None
-                raise
+                raise error
 
     def _rows(self, texts: Sequence[str], overflow: str) -> tuple[list[str], np.ndarray]:
         """The chunks of each passage, only the first with `truncate`, and the position of its passage."""
@@ -232,7 +235,16 @@ class EndpointWriter(Writer):
         return {"model": self.model, **asked, "max_tokens": int(decoding.max_length), **how, "stop": "\n"}
 
     def _write(self, passage: str, decoding: Decoding, seed: list[int]) -> list[Query]:
-        """Write a passage's queries, or take them from the journal."""
+        """Write a passage's queries; a failure stops all that has not been sent yet."""
+        try:
+            return self._write_or_read(passage, decoding, seed)
+        except BaseException as error:
+            self._failure = self._failure or error
+            self._stopping.set()  # at once: each further request would be paid
+            raise
+
+    def _write_or_read(self, passage: str, decoding: Decoding, seed: list[int]) -> list[Query]:
+        """A passage's queries: those in the journal, and as many new ones as are missing there."""
         body, num = self._body(passage, decoding), decoding.num_queries
         key = _digest([self.base_url, body, seed])
         replies = self._journal.replies[key]
