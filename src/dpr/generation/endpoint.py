@@ -210,7 +210,7 @@ class EndpointWriter(Writer):
                 if isinstance(error, openai.OpenAIError):
                     done += sum(not task.cancelled() and task.exception() is None for task in firsts)
                     raise self._explained(error, done) from None
-                raise error
+                raise error from None
 
     def _rows(self, texts: Sequence[str], overflow: str) -> tuple[list[str], np.ndarray]:
         """The chunks of each passage, only the first with `truncate`, and the position of its passage."""
