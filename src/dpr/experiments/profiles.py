@@ -174,9 +174,10 @@ PROFILES = {
             validation_passages=300,
             validation_queries=100,
             passage_max_length=128,
+            writing=QueryWriting(num_queries=(1, 5)),
             synthetic=SyntheticTraining(
                 passage_max_length=64,
-                training=TrainingSettings(num_steps=20, batch_size=16, eval_every=10, dropout=0.0),
+                training=TrainingSettings(num_steps=10, batch_size=16, eval_every=10, dropout=0.0),
             ),
             num_passages=1000,
             num_queries=200,
