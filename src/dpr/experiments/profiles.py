@@ -177,7 +177,7 @@ PROFILES = {
             writing=QueryWriting(num_queries=(1, 5)),
             synthetic=SyntheticTraining(
                 passage_max_length=64,
-                training=TrainingSettings(num_steps=10, batch_size=16, eval_every=10, dropout=0.0),
+                training=TrainingSettings(num_steps=20, batch_size=16, eval_every=20, dropout=0.0),
             ),
             num_passages=1000,
             num_queries=200,
