@@ -8,14 +8,12 @@ from transformers import TrainerCallback
 from dpr.data.collection import Collection
 from dpr.data.training_data import TrainingData
 from dpr.data.trec import Run
-from dpr.evaluation.metrics import evaluate
 from dpr.experiments.plots import plot_training
 from dpr.experiments.results import Result, kept_result
 from dpr.experiments.workspace import Workspace
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 from dpr.search.bm25 import BM25
-from dpr.search.index import build_index
 from dpr.training.bi_encoder import describe_training, train
 from dpr.training.resume import Training, keep_training, read_kept_training
 from dpr.training.settings import TrainingSettings
@@ -126,13 +124,7 @@ def train_and_search(
         seed=settings.seed,
         trained_on=f"{len(data.examples):,} queries of {data.name}",
     )
-    means = {}
-    if dev:
-        encoded = space.passage_vectors(ready, dev)
-        index = build_index("exact", encoded.vectors, encoded.doc_ids, ready.config.similarity)
-        query_emb = ready.encode_queries(list(dev.queries.values()))
-        run = index.search_run(list(dev.queries), query_emb, space.profile.depth, tag, dev.own_documents)
-        means = evaluate(dev.qrels, run).means
+    means = space.means(ready, dev) if dev else {}
     more = {"dev": means} if dev else {}
     keep_training(path, trained, searched=result.metadata["config"]["model"], **more)
     return FineTuned(result, trained, means)

@@ -274,8 +274,8 @@ def get_profile(name: str) -> Profile:
     Args:
         name: `sample`, `scifact`, `nfcorpus`, `trec-covid` or `smoke` (for tests); or a folder in BEIR
             layout, by its path or its name in the data folder; or the name of another BEIR set. These get
-            the settings of `scifact`, except `factors`, `triples` and `larger`; the length of queries is left
-            to the data.
+            the settings of `scifact`, except `factors`, `triples` and `larger`; the length of queries and of
+            training on written queries is left to the data.
 
     Raises:
         ValueError: `name` is none of these.
@@ -286,6 +286,8 @@ def get_profile(name: str) -> Profile:
     somewhere = "/" in name or name in BEIR_MD5 or any(place and place.is_dir() for place in places)
     if somewhere and Path(name).name not in ("", ".."):  # results are kept by the folder's name
         plain = {"factors": False, "triples": None, "larger": None, "query_max_length": None}
+        once = replace(SMALL_SYNTHETIC.training, num_steps=None, num_epochs=1.0)
+        plain["synthetic"] = replace(SMALL_SYNTHETIC, training=once)  # as long as there are queries
         return replace(PROFILES["scifact"], name=name, collection=name, **plain)
     raise ValueError(
         f"unknown profile {name!r}; known: {', '.join(PROFILES)}, a folder in BEIR layout, a BEIR set"

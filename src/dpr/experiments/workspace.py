@@ -18,6 +18,7 @@ from dpr.data.collection import Collection
 from dpr.data.loading import is_repository, load_collection, load_training_data, project_root
 from dpr.data.training_data import TrainingData, as_collection
 from dpr.data.trec import Run
+from dpr.evaluation.metrics import evaluate
 from dpr.experiments.named_settings import with_settings
 from dpr.experiments.profiles import PROFILES, Profile, get_profile, without_judgements_to_learn_from
 from dpr.experiments.results import Result, kept_result, save_result
@@ -27,7 +28,7 @@ from dpr.models.two_encoders import TwoEncoders
 from dpr.provenance import hardware
 from dpr.search.bm25 import BM25, K1, B
 from dpr.search.encoding import Encoded, encode_collection
-from dpr.search.index import build_index
+from dpr.search.index import Index, build_index
 from dpr.training.resume import IDENTITY
 from dpr.training.tracking import RECORD
 
@@ -299,15 +300,12 @@ class Workspace:
         Returns:
             The run at the profile's depth, and the result as `save_result` gives it.
         """
-        encoded = self.passage_vectors(encoder, collection, poolings, overflow)
-        config = encoder.config
+        encoded, config = self.passage_vectors(encoder, collection, poolings, overflow), encoder.config
         index = build_index(
             "exact", encoded.of(config.pooling), encoded.doc_ids, config.similarity, chunks=encoded.chunks
         )
         start = time.perf_counter()
-        query_emb = encoder.encode_queries(list(collection.queries.values()))
-        query_ids, depth = list(collection.queries), self.profile.depth
-        run = index.search_run(query_ids, query_emb, depth, tag, collection.own_documents)
+        run = self._run(encoder, collection, index, tag)
         wall_s = time.perf_counter() - start
         about = {**asdict(config), "overflow": overflow, "model": encoder.fingerprint, "search": index.kind}
         if trained_on:
@@ -325,6 +323,23 @@ class Workspace:
             seed=seed,
         )
         return run, result
+
+    def _run(self, encoder: BiEncoder | TwoEncoders, collection: Collection, index: Index, tag: str) -> Run:
+        """Encode a collection's queries and search for them at the profile's depth."""
+        query_emb = encoder.encode_queries(list(collection.queries.values()))
+        depth, itself = self.profile.depth, collection.own_documents
+        return index.search_run(list(collection.queries), query_emb, depth, tag, itself)
+
+    def means(self, encoder: BiEncoder | TwoEncoders, collection: Collection) -> dict[str, float]:
+        """Metric → mean of searching a collection exhaustively with an encoder; no run is saved.
+
+        Args:
+            encoder: The encoder, whose own pooling and similarity are used.
+            collection: The collection with passages and queries, such as a dev split.
+        """
+        encoded, similarity = self.passage_vectors(encoder, collection), encoder.config.similarity
+        index = build_index("exact", encoded.vectors, encoded.doc_ids, similarity)
+        return evaluate(collection.qrels, self._run(encoder, collection, index, "not-saved")).means
 
     def dense(self, encoder: BiEncoder, notebook: str, ablation: bool = False) -> Result:
         """The result of an encoder by its own name for the test queries: the kept one, or a new one.

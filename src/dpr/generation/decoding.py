@@ -7,8 +7,6 @@ import torch
 from transformers import (
     LogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
@@ -61,50 +59,17 @@ class Decoding:
         check_fields(self, "above 0 and at most 1", lambda v: 0 < v <= 1, "top_p")
 
 
-def sampling(decoding: Decoding, seed: list[int], device: torch.device) -> list[LogitsProcessor]:
-    """The logits processors that make greedy search draw each token at random.
-
-    Args:
-        decoding: The settings with `temperature`, `top_k` and `top_p`.
-        seed: The numbers that seed the random state.
-        device: The device of the logits.
-    """
-    steps: list[LogitsProcessor] = [TemperatureLogitsWarper(float(decoding.temperature))]
-    if decoding.top_p < 1:
-        if decoding.top_k:  # without `top_p`, `_GumbelNoise` applies it
-            steps.append(TopKLogitsWarper(decoding.top_k))
-        steps.append(TopPLogitsWarper(decoding.top_p))
-    return [*steps, _GumbelNoise(decoding.top_k, seed, device)]
-
-
-class _GumbelNoise(LogitsProcessor):
-    """Adds noise to the logits so that the largest one is a random draw from their softmax.
-
-    It has its own random state: torch's global one, which transformers uses, would be shared by threads in
-    no fixed order.
-
-    Source: Maddison, Tarlow and Minka 2014, A* sampling, section 2.
-    """
-
-    def __init__(self, top_k: int, seed: list[int], device: torch.device):
-        state = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
-        self._top_k, self._generator = top_k, torch.Generator(device).manual_seed(state)
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        # Drawing noise for the whole vocabulary takes longer than computing its logits
-        likely, tokens = scores.topk(min(self._top_k, scores.shape[-1])) if self._top_k else (scores, None)
-        noise = torch.empty_like(likely, dtype=torch.float32).exponential_(generator=self._generator)
-        drawn = likely - noise.log()
-        return drawn if tokens is None else torch.full_like(scores, -torch.inf).scatter(-1, tokens, drawn)
-
-
 class Drawing:
     """Chooses the next token of each row, greedily or at random, with a random state of its own.
+
+    At random it is the largest of the logits after noise is added to each.
 
     Args:
         decoding: The settings: `method`, `temperature`, `top_k`, `top_p` and `repetition_penalty`.
         seed: The numbers that seed the random state.
         device: The device of the logits.
+
+    Source: Maddison, Tarlow and Minka 2014, A* sampling, section 2.
     """
 
     def __init__(self, decoding: Decoding, seed: list[int], device: torch.device):
@@ -139,3 +104,21 @@ class Drawing:
             noise = torch.empty_like(likely).exponential_(generator=self._generator)
             tokens = places.gather(1, (likely - noise.log()).argmax(-1, keepdim=True))[:, 0]
         return tokens, logits.gather(1, tokens[:, None])[:, 0].float() - total
+
+
+class Drawn(LogitsProcessor):
+    """Leaves only the token that a `Drawing` chooses, so that transformers' greedy search takes it.
+
+    transformers' own sampling uses torch's global random state, which threads would share in no fixed order.
+
+    Args:
+        draw: What chooses the tokens.
+    """
+
+    def __init__(self, draw: Drawing):
+        self._draw = draw
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Logits [N, V] of which only those of the tokens chosen are finite, from `scores` [N, V]."""
+        tokens, _ = self._draw(scores, input_ids)
+        return torch.full_like(scores, -torch.inf).scatter(-1, tokens[:, None], 0.0)

@@ -21,9 +21,9 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from dpr.arguments import check_fields_of, checked
-from dpr.generation.decoding import Decoding, sampling
+from dpr.generation.decoding import Decoding, Drawing, Drawn
 from dpr.generation.llm import CausalGenerator, is_causal
-from dpr.generation.saved import merged_settings, save_generator
+from dpr.generation.saved import load_parts, merged_settings, save_generator
 from dpr.generation.writer import ModelWriter, Query
 from dpr.models.batching import MIN_LENGTH, pad_batch, padding_id, tokenize
 from dpr.models.bi_encoder import PRECISIONS
@@ -121,9 +121,8 @@ class QueryGenerator(ModelWriter):
         quieten()
         path = find_checkpoint(name_or_folder)
         refuse_custom_code(path)
-        how = {"trust_remote_code": False}
         with naming_damage(path):
-            known_as = AutoConfig.from_pretrained(path, **how)
+            known_as = AutoConfig.from_pretrained(path, trust_remote_code=False)
         if is_causal(known_as):
             return CausalGenerator.from_pretrained(name_or_folder, device, precision, **settings)
         merged = merged_settings(path, GeneratorConfig, settings)
@@ -137,13 +136,7 @@ class QueryGenerator(ModelWriter):
                 f"causal one, as Gemma is"
             )
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        with naming_damage(path):
-            model, found = AutoModelForSeq2SeqLM.from_pretrained(
-                path, dtype=torch.float32, output_loading_info=True, **how
-            )
-            tokenizer = AutoTokenizer.from_pretrained(path, **how)
-        parts = [name for name, _ in model.named_children()]
-        check_weights(path, found["missing_keys"], found["unexpected_keys"], parts)
+        model, tokenizer = load_parts(path, AutoModelForSeq2SeqLM, torch.float32)
         model = model.to(device)
         precision = precision or ("float32" if device == "cpu" else "bfloat16")
         name = str(name_or_folder).rstrip("/").split("/")[-1]
@@ -235,7 +228,8 @@ class QueryGenerator(ModelWriter):
                 mask = fields["attention_mask"].repeat_interleave(decoding.num_queries, dim=0)
                 read = BaseModelOutput(hidden.repeat_interleave(decoding.num_queries, dim=0))
                 fields = {"encoder_outputs": read, "attention_mask": mask}
-                how["logits_processor"] = LogitsProcessorList(sampling(decoding, seed, device))
+                how["logits_processor"] = LogitsProcessorList([Drawn(Drawing(decoding, seed, device))])
+                how["repetition_penalty"] = 1.0  # `Drawing` applies it
             ids = self.model.generate(**fields, **how)
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         queries, count = [Query(" ".join(text.split())) for text in texts], decoding.num_queries

@@ -18,20 +18,18 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
-    AutoTokenizer,
     DynamicCache,
     PretrainedConfig,
 )
 
 from dpr.arguments import check_fields_of, checked
 from dpr.generation.decoding import Decoding, Drawing
-from dpr.generation.saved import merged_settings, save_generator
+from dpr.generation.saved import load_parts, merged_settings, save_generator
 from dpr.generation.shared_attention import NAME, ReadTexts
 from dpr.generation.writer import ModelWriter, Query
 from dpr.models.batching import pad_batch, padding_id, tokenize
 from dpr.models.bi_encoder import PRECISIONS, fast_precision
 from dpr.models.checkpoint import (
-    check_weights,
     find_checkpoint,
     max_tokens,
     naming_damage,
@@ -204,12 +202,7 @@ class CausalGenerator(ModelWriter):
             known_as = AutoConfig.from_pretrained(path, trust_remote_code=False)
             if not is_causal(known_as):
                 raise ValueError(f"{path}: {known_as.model_type} is no causal model, as Gemma is")
-            model, found = AutoModelForCausalLM.from_pretrained(
-                path, dtype=PRECISIONS[precision], output_loading_info=True, trust_remote_code=False
-            )
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        parts = [name for name, _ in model.named_children()]
-        check_weights(path, found["missing_keys"], found["unexpected_keys"], parts)
+        model, tokenizer = load_parts(path, AutoModelForCausalLM, PRECISIONS[precision])
         name = str(name_or_folder).rstrip("/").split("/")[-1]
         return cls(model.to(device).eval(), tokenizer, name, config)
 

@@ -1,4 +1,4 @@
-"""What a saved generator has beside its transformers files: its settings."""
+"""The files of a generator: model, tokenizer, and beside them its settings."""
 
 import json
 from collections.abc import Mapping
@@ -6,8 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoTokenizer
+
 from dpr.files import atomic_folder, read_json, write_text
-from dpr.models.checkpoint import writing_weights
+from dpr.models.checkpoint import check_weights, naming_damage, writing_weights
 
 SETTINGS = "query_generator.json"
 
@@ -28,6 +31,27 @@ def save_generator(folder: Path | str, model, tokenizer, config) -> None:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         write_text(fresh / SETTINGS, json.dumps(asdict(config), indent=1) + "\n")
+
+
+def load_parts(path: str, kind: type, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Load a checkpoint's model and tokenizer, and refuse weights that do not fit.
+
+    Args:
+        path: The checkpoint, as `find_checkpoint` gives it.
+        kind: transformers' class that loads such models.
+        dtype: The type of the weights.
+
+    Raises:
+        ValueError: Weights are missing or damaged, or have no place in the model.
+    """
+    with naming_damage(path):
+        model, found = kind.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    parts = [name for name, _ in model.named_children()]
+    check_weights(path, found["missing_keys"], found["unexpected_keys"], parts)
+    return model, tokenizer
 
 
 def merged_settings(path: str, kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
