@@ -1,4 +1,4 @@
-"""Reciprocal-rank fusion, by a plain loop over ranks, by hand and by ranx."""
+"""Fusion by ranks and by scores: a plain loop, by hand and by ranx."""
 
 import math
 from re import escape
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpr.data.trec import ordered_hits
-from dpr.search.fusion import fuse
+from dpr.search.fusion import fuse, fuse_scores
 
 fused_hits = st.dictionaries(
     st.sampled_from("abcdefg"), st.sampled_from([2.0, 1.0, 0.5, 0.0, -1e6]), min_size=0, max_size=7
@@ -105,3 +105,29 @@ def test_ids_that_are_whole_numbers_are_fused_with_those_in_text():
     found = fuse([{1: {7: 2.0, 8: 1.0}}, {"1": {"8": 2.0}}], "t")
     assert found == {"1": {"8": pytest.approx(1 / 62 + 1 / 61), "7": pytest.approx(1 / 61)}}
     assert list(found["1"]) == ["8", "7"]
+
+
+def test_fusion_by_scores_is_that_of_ranx():
+    draw = np.random.default_rng(1)
+    runs = [
+        {f"q{i}": {f"d{d}": float(draw.normal()) for d in draw.permutation(40)[:20]} for i in range(5)}
+        for _ in range(3)
+    ]
+    how = {"method": "wsum", "norm": "min-max", "params": {"weights": [1 / 3] * 3}}
+    theirs = ranx.fuse([ranx.Run(run) for run in runs], **how).to_dict()
+    found = fuse_scores(runs, "t")
+    assert set(found) == set(theirs)
+    for query_id, scores in theirs.items():
+        assert found[query_id] == pytest.approx(scores, abs=1e-6)
+        assert list(found[query_id].items()) == ordered_hits(found[query_id])
+
+
+def test_fusion_by_scores_by_hand():
+    first = {"q": {"a": 9.0, "b": 8.0, "c": 5.0}, "one": {"x": -3.0}}
+    second = {"q": {"b": 0.3, "d": 0.1}}
+    found = fuse_scores([first, second], "t")
+    assert found["q"] == pytest.approx({"b": (0.75 + 1) / 2, "a": 1 / 2, "c": 0, "d": 0})
+    assert list(found["q"]) == ["b", "a", "d", "c"]
+    assert found["one"] == {"x": 1 / 2}
+    with pytest.raises(ValueError, match="at least two runs, got 1"):
+        fuse_scores([first], "t")

@@ -6,6 +6,7 @@ both sides of a split, and a batch can tell which passages must not serve as neg
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,6 +15,7 @@ from dpr.arguments import check_fields_of, checked
 from dpr.data.collection import Collection, Passage
 from dpr.data.examples import Example, Mender, Preparation, gather_examples
 from dpr.data.text import normalise, stable_hash, text_key
+from dpr.data.trec import checked_hits
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +27,8 @@ class TrainingData:
         examples: Each has a positive, and no two have the same normalised query.
         passages: doc_id → text, title included.
         preparation: What was changed or skipped when the data was made.
+        scores: query_id → doc_id → a teacher's score, to distil from; empty without a teacher.
+        missing_score: The score of a passage that a query's `scores` lack; NaN: unknown.
 
     Raises:
         ValueError: There is no example, a query or query_id occurs twice, an example has no positive, or
@@ -35,6 +39,8 @@ class TrainingData:
     examples: Sequence[Example] = field(repr=False)
     passages: Mapping[str, str] = field(repr=False)
     preparation: Preparation = field(default_factory=Preparation, repr=False)
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
+    missing_score: float = math.nan
 
     def __post_init__(self):
         check_fields_of(self)
@@ -127,12 +133,17 @@ class TrainingData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of SHA-256 over all queries and the texts (and grades) of their passages, by role."""
+        """16 hex digits of SHA-256 over all queries, the texts (and grades) of their passages, and scores."""
         digest = hashlib.sha256()
         for e in self.examples:
             positives = [(grade, self.passages[doc_id]) for doc_id, grade in e.positives.items()]
             negatives = [self.passages[doc_id] for doc_id in e.negatives]
             digest.update(json.dumps([e.query, positives, negatives]).encode("ascii"))
+            if self.scores:
+                scores = {
+                    doc_id: self.scores[e.query_id][doc_id] for doc_id in sorted(self.scores[e.query_id])
+                }
+                digest.update(json.dumps([scores, str(self.missing_score)]).encode("ascii"))
         return digest.hexdigest()[:16]
 
     @checked
@@ -227,6 +238,27 @@ class TrainingData:
                     )
         return changed
 
+    @checked
+    def with_scores(
+        self, scores: Mapping[str, Mapping[str, float]], missing_score: float = math.nan
+    ) -> "TrainingData":
+        """Add a teacher's scores, from which a bi-encoder learns how passages compare.
+
+        Args:
+            scores: query_id → doc_id → score, such as a run; larger is better.
+            missing_score: The score of a passage that a query's scores lack, such as one that was not found.
+                NaN: unknown, and left out of the loss.
+
+        Raises:
+            ValueError: A query has no score, or a score is not a finite number.
+        """
+        scores = checked_hits(scores)
+        for example in self.examples:
+            if not scores.get(example.query_id):
+                raise ValueError(f"{self.name}: query {example.query_id} has no score")
+        kept = {e.query_id: scores[e.query_id] for e in self.examples}
+        return replace(self, scores=kept, missing_score=missing_score)
+
 
 @checked
 def as_collection(data: TrainingData, split: str = "dev") -> Collection:
@@ -248,6 +280,8 @@ def as_collection(data: TrainingData, split: str = "dev") -> Collection:
 @checked
 def merge(name: str, *parts: TrainingData) -> TrainingData:
     """Merge several data sets; a query that is in several keeps all its positives and negatives.
+
+    Scores of a teacher are left out; add those for the merged data.
 
     Args:
         name: Name of the merged data.

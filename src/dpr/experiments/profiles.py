@@ -97,6 +97,7 @@ class Profile:
             judgements, `<collection>/train` for those of another one, or the name of a set of triples.
         base_model: The checkpoint that fine-tuning starts from.
         encoders: Trained bi-encoders to measure; the first one is examined more closely.
+        larger_encoders: Further ones, measured only where they are at hand, as they take long on a CPU.
         depth: Hits per query in a search; the saved run has fewer.
         query_max_length: Queries are cut to this many tokens; None: `Workspace.lengths` chooses by the data.
         passage_max_length: Passages are cut to this many tokens in search.
@@ -124,6 +125,7 @@ class Profile:
     training_set: str = "train"
     base_model: str = "all-MiniLM-L6-v2"
     encoders: tuple[str, ...] = ("all-MiniLM-L6-v2",)
+    larger_encoders: tuple[str, ...] = ()
     depth: int = 1000
     query_max_length: int | None = 64
     passage_max_length: int = 256
@@ -192,6 +194,7 @@ PROFILES = {
             validation_queries=10,
             factors=True,
             passage_max_length=64,
+            writing=QueryWriting(num_queries=(5,)),
             synthetic=SyntheticTraining(
                 held_out=20,
                 passage_max_length=32,
@@ -204,6 +207,7 @@ PROFILES = {
         Profile(
             "scifact",
             "scifact",
+            larger_encoders=("all-mpnet-base-v2",),
             training=TrainingSettings(
                 num_epochs=5, eval_every=20, log_every=5, dropout=0.0, precision="bfloat16"
             ),
@@ -218,6 +222,7 @@ PROFILES = {
         Profile(
             "nfcorpus",
             "nfcorpus",
+            larger_encoders=("all-mpnet-base-v2",),
             training=TrainingSettings(
                 num_steps=200,
                 batch_size=288,
@@ -274,8 +279,8 @@ def get_profile(name: str) -> Profile:
     Args:
         name: `sample`, `scifact`, `nfcorpus`, `trec-covid` or `smoke` (for tests); or a folder in BEIR
             layout, by its path or its name in the data folder; or the name of another BEIR set. These get
-            the settings of `scifact`, except `factors`, `triples` and `larger`; the length of queries and of
-            training on written queries is left to the data.
+            the settings of `scifact`, except `factors`, `larger_encoders`, `triples` and `larger`; the length
+            of queries and of training on written queries is left to the data.
 
     Raises:
         ValueError: `name` is none of these.
@@ -285,7 +290,8 @@ def get_profile(name: str) -> Profile:
     places = [Path(name), project_root() / name, find_data(name) if name else None]
     somewhere = "/" in name or name in BEIR_MD5 or any(place and place.is_dir() for place in places)
     if somewhere and Path(name).name not in ("", ".."):  # results are kept by the folder's name
-        plain = {"factors": False, "triples": None, "larger": None, "query_max_length": None}
+        plain = {"factors": False, "larger_encoders": (), "triples": None, "larger": None}
+        plain["query_max_length"] = None
         once = replace(SMALL_SYNTHETIC.training, num_steps=None, num_epochs=1.0)
         plain["synthetic"] = replace(SMALL_SYNTHETIC, training=once)  # as long as there are queries
         return replace(PROFILES["scifact"], name=name, collection=name, **plain)

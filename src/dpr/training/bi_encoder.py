@@ -25,9 +25,10 @@ from dpr.models.two_encoders import TwoEncoders
 from dpr.search.index import build_index
 from dpr.training.collator import Collator
 from dpr.training.dataset import TrainingSequence
+from dpr.training.distillation import kl_divergence_loss
 from dpr.training.losses import in_batch_logits, in_batch_negatives_loss
 from dpr.training.resume import MODEL, Training, check_training, train_or_resume, training_record
-from dpr.training.settings import VALIDATION_METRICS, TrainingSettings
+from dpr.training.settings import VALIDATION_METRICS, DistillationSettings, TrainingSettings
 from dpr.training.tracking import ModelKind
 from dpr.training.trainer import LoggedTrainer, prepare_steps, set_dropout, training_arguments
 
@@ -84,7 +85,7 @@ class BiEncoderTrainer(LoggedTrainer):
         loss: A function with the arguments of `in_batch_negatives_loss`.
 
     Raises:
-        ValueError: Fewer than two validation queries, or an error of `TrainingSequence`.
+        ValueError: Fewer than two validation queries, an error of `check_teacher` or of `TrainingSequence`.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class BiEncoderTrainer(LoggedTrainer):
         validation: Collection | None = None,
         loss: Callable[..., torch.Tensor] = in_batch_negatives_loss,
     ):
+        check_teacher(settings, data)
         self.encoder, self.validation, self._loss = encoder, validation, loss
         on_cpu = encoder.passage.model.device.type == "cpu"
         pass_tokens = settings.pass_tokens or (CPU_PASS_TOKENS if on_cpu else None)
@@ -126,18 +128,24 @@ class BiEncoderTrainer(LoggedTrainer):
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The contrastive loss of a batch; in training its accuracy and tokens are counted for the log."""
+        """The loss of a batch, a teacher's if it has scores; in training it is also counted for the log."""
         queries, passages = model(inputs["queries"], inputs["passages"])
         how = {"similarity": self.encoder.config.similarity, "temperature": self.settings.temperature}
         masks = {name: inputs[name] for name in ("positives", "not_negative")}
-        loss = self._loss(queries, passages, symmetric=self.settings.symmetric, **how, **masks)
+        chance = math.log(len(passages))
+        if "scores" in inputs:
+            taught = {"scores": inputs["scores"], "teacher_temperature": self.settings.teacher_temperature}
+            loss = kl_divergence_loss(queries, passages, **taught, **how)
+            chance = kl_divergence_loss(queries * 0, passages, **taught, **how | {"similarity": "dot"})
+        else:
+            loss = self._loss(queries, passages, symmetric=self.settings.symmetric, **how, **masks)
         if self.model.training:
             with torch.no_grad():
                 best = in_batch_logits(queries, passages, **how).argmax(dim=1, keepdim=True)
                 right = masks["not_negative"].gather(1, best).float().mean()
             tokens = [batch["attention_mask"] for side in ("queries", "passages") for batch in inputs[side]]
             self.tally["batches"] += 1
-            self.tally["chance"] = self.tally["chance"] + math.log(len(passages))
+            self.tally["chance"] = self.tally["chance"] + chance
             self.tally["right"] = self.tally["right"] + right  # a tensor, left on the device
             self.tally["tokens"] = self.tally["tokens"] + sum(mask.sum() for mask in tokens)
         return loss
@@ -156,9 +164,21 @@ class BiEncoderTrainer(LoggedTrainer):
     def extra_log(self, batches: int) -> dict[str, float]:
         """The loss of chance, ln of a batch's passages, and the share of queries with a positive first."""
         return {
-            "chance_loss": self.tally["chance"] / batches,
+            "chance_loss": float(self.tally["chance"]) / batches,
             "in_batch_accuracy": float(self.tally["right"]) / batches,
         }
+
+
+def check_teacher(settings: TrainingSettings, data: TrainingData) -> None:
+    """Refuse data with a teacher's scores without `DistillationSettings`, and these without such data.
+
+    Raises:
+        ValueError: Only one of the two is there.
+    """
+    if isinstance(settings, DistillationSettings) and not data.scores:
+        raise ValueError(f"{data.name} has no scores to distil from; add them with TrainingData.with_scores")
+    if data.scores and not isinstance(settings, DistillationSettings):
+        raise ValueError(f"{data.name} has a teacher's scores; train on it with DistillationSettings")
 
 
 def search_validation(encoder: BiEncoder | TwoEncoders, validation: Collection) -> dict[str, float]:
@@ -211,9 +231,10 @@ def train(
     Raises:
         ValueError: `folder` holds another training; a validation query is also a training query;
             evaluations are asked for without `validation`; the loss is not finite; an error of
-            `TrainingSequence`.
+            `check_teacher` or of `TrainingSequence`.
     """
     folder = Path(folder)
+    check_teacher(settings, data)
     check_training(settings, data, None if validation is None else validation.queries.values(), tags)
     trained = copy.deepcopy(encoder)  # so that the caller's encoder is not changed
     training = train_or_resume(

@@ -35,7 +35,7 @@ class Collator:
         all_positives: bool = False,
     ):
         self.encoder, self.pass_tokens, self.all_positives = encoder, pass_tokens, all_positives
-        self._text_keys = data.text_keys
+        self._text_keys, self._scores, self._missing = data.text_keys, data.scores, data.missing_score
         config, doc_ids = encoder.config, list(data.passages)
         queries = [example.query for example in data.examples]
         passages = list(data.passages.values())
@@ -58,6 +58,7 @@ class Collator:
             `positives`: bool [B, P], the positives that count: those of the records, or with
             `all_positives` every positive in the batch.
             `not_negative`: bool [B, P], the query's positives and passages with the text of one.
+            `scores`: float32 [B, P], the teacher's scores, if the data has some; NaN where unknown.
         """
         examples = {r.example.query_id: r.example for r in records}
         doc_ids = [r.positive for r in records] + [d for r in records for d in r.negatives]
@@ -75,7 +76,7 @@ class Collator:
             positives = torch.zeros_like(not_negative)
             for record in records:
                 positives[rows[record.example.query_id], columns[self._text_keys[record.positive]]] = True
-        return {
+        batch = {
             "queries": self._passes(self.encoder.query, [self.query_tokens[q] for q in rows]),
             "passages": self._passes(
                 self.encoder.passage, [self.passage_tokens[d] for d in by_text.values()]
@@ -83,6 +84,10 @@ class Collator:
             "positives": positives,
             "not_negative": not_negative,
         }
+        if self._scores:
+            found = [[self._scores[q].get(d, self._missing) for d in by_text.values()] for q in rows]
+            batch["scores"] = torch.tensor(found)
+        return batch
 
     def _passes(
         self, encoder: BiEncoder, tokens: Sequence[dict[str, np.ndarray]]

@@ -150,6 +150,38 @@ class TrainingSettings(LoopSettings):
 
 
 @dataclass(frozen=True)
+class DistillationSettings(TrainingSettings):
+    """Settings of a bi-encoder's training by a teacher's scores (`TrainingData.with_scores`).
+
+    The loss is `dpr.training.distillation.kl_divergence_loss` over all passages of the batch whose score for
+    the query is known. `all_positives` plays no part in it, and it has no symmetric form.
+
+    Args:
+        teacher_temperature: The teacher's scores are divided by it before their softmax; above 0.
+        neighbours: The teacher has nothing to say about passages that have nothing in common. So an epoch
+            over passages (`queries_per_passage`) can take each together with up to this many of those that
+            the teacher scores highest for its queries. 0: passages come in random order.
+
+    Raises:
+        ValueError: A value outside its range, or neighbours without `queries_per_passage`.
+
+    Source: Hofstätter et al. 2021, Efficiently teaching an effective dense retriever with balanced topic
+    aware sampling, for batches of one topic; there topics are clusters of queries.
+    """
+
+    teacher_temperature: float = 0.05
+    neighbours: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_fields(self, "above 0", lambda v: v > 0, "teacher_temperature")
+        check_fields(self, "at least 0", lambda v: v >= 0, "neighbours")
+        check_fields(self, "False in distillation", lambda v: not v, "symmetric")
+        if self.neighbours and not self.queries_per_passage:
+            raise ValueError("neighbours need epochs over passages: set queries_per_passage")
+
+
+@dataclass(frozen=True)
 class GeneratorSettings(LoopSettings):
     """Settings of a query generator's training: those of `LoopSettings` and of the cross-entropy loss.
 

@@ -1,0 +1,234 @@
+"""Distillation: the loss by a plain loop and sentence-transformers', and training by a teacher's scores."""
+
+import math
+from dataclasses import replace
+from re import escape
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from made_data import data_of, numbered
+from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
+from sentence_transformers.util import pairwise_cos_sim, pairwise_dot_score
+
+from dpr.data.examples import Example
+from dpr.models.bi_encoder import BiEncoder
+from dpr.training.bi_encoder import train
+from dpr.training.collator import Collator
+from dpr.training.dataset import TrainingSequence
+from dpr.training.distillation import kl_divergence_loss
+from dpr.training.settings import DistillationSettings, TrainingSettings
+
+NAN = math.nan
+LENGTHS = {"pooling": "mean", "query_max_length": 8, "passage_max_length": 12}
+
+
+def vectors(seed, *counts):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(count, 5)).astype(np.float32).astype(np.float64) for count in counts]
+
+
+def loss_of(queries, passages, scores, similarity="dot", temperature=1.0, teacher_temperature=1.0):
+    tensors = [torch.tensor(values, dtype=torch.float32) for values in (queries, passages, scores)]
+    how = {"temperature": temperature, "teacher_temperature": teacher_temperature}
+    return kl_divergence_loss(*tensors, similarity=similarity, **how)
+
+
+def shares(scores):
+    """The softmax of some numbers, in float64."""
+    largest = max(scores)
+    parts = [math.exp(score - largest) for score in scores]
+    return [part / sum(parts) for part in parts]
+
+
+@given(
+    seed=st.integers(0, 1000),
+    size=st.tuples(st.integers(1, 4), st.integers(2, 6)),
+    cosine=st.booleans(),
+    temperature=st.sampled_from([0.05, 0.5]),
+    teacher_temperature=st.sampled_from([0.05, 1.0, 7.0]),
+    unknown=st.lists(st.booleans(), min_size=24, max_size=24),
+)
+def test_the_loss_is_a_plain_loop(seed, size, cosine, temperature, teacher_temperature, unknown):
+    queries, passages = vectors(seed, *size)
+    scores = np.random.default_rng(seed).uniform(0, 1, size)
+    hidden = np.array(unknown[: scores.size]).reshape(size)
+    hidden[:, :2] = False  # two are always known
+    scores[hidden] = NAN
+    terms = []
+    for query, row in zip(queries, scores, strict=True):
+        known = [j for j in range(len(row)) if not math.isnan(row[j])]
+        found = [float(query @ passages[j]) for j in known]
+        if cosine:
+            lengths = [np.linalg.norm(query) * np.linalg.norm(passages[j]) for j in known]
+            found = [value / length for value, length in zip(found, lengths, strict=True)]
+        student = shares([value / temperature for value in found])
+        teacher = shares([row[j] / teacher_temperature for j in known])
+        terms.append(sum(t * (math.log(t) - math.log(s)) for t, s in zip(teacher, student, strict=True) if t))
+    similarity = "cosine" if cosine else "dot"
+    loss = loss_of(queries, passages, scores, similarity, temperature, teacher_temperature)
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(sum(terms) / len(terms), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("similarity", "theirs"), [("dot", pairwise_dot_score), ("cosine", pairwise_cos_sim)]
+)
+def test_over_lists_of_its_own_it_is_the_loss_of_sentence_transformers(similarity, theirs):
+    queries, *columns = (torch.tensor(v, dtype=torch.float32) for v in vectors(3, 4, 4, 4, 4))
+    taught = torch.rand((4, 3), generator=torch.Generator().manual_seed(0))
+    peer = DistillKLDivLoss(None, theirs, student_temperature=0.5, teacher_temperature=0.2)
+    expected = peer.compute_loss_from_embeddings([queries, *columns], taught) / 0.5**2  # it scales its loss
+    scores = torch.full((4, 12), NAN)
+    for row in range(4):
+        scores[row, [row, 4 + row, 8 + row]] = taught[row]
+    how = {"similarity": similarity, "temperature": 0.5, "teacher_temperature": 0.2}
+    torch.testing.assert_close(kl_divergence_loss(queries, torch.cat(columns), scores, **how), expected)
+
+
+def test_gradients_are_those_of_finite_differences_and_end_at_the_teacher():
+    query, passages = (torch.tensor(v) for v in vectors(1, 1, 4))
+    scores = torch.tensor([[0.3, NAN, 0.9, -0.2]])
+    passages.requires_grad_()
+    how = {"similarity": "cosine", "temperature": 0.3, "teacher_temperature": 0.5}
+    before = float(kl_divergence_loss(query, passages, scores, **how))
+    kl_divergence_loss(query, passages, scores, **how).backward()
+    slope = passages.grad.clone()
+    assert not slope[1].any()  # of which nothing is known
+    moved = passages.detach().clone()
+    moved[2, 0] += 1e-2
+    change = float(kl_divergence_loss(query, moved, scores, **how)) - before
+    assert change / 1e-2 == pytest.approx(float(slope[2, 0]), rel=0.1)
+    optimiser = torch.optim.SGD([passages], lr=1.0)
+    for _ in range(500):
+        optimiser.zero_grad()
+        kl_divergence_loss(query, passages, scores, **how).backward()
+        optimiser.step()
+    gaps = (
+        torch.nn.functional.cosine_similarity(query, passages)[[0, 2, 3]] / 0.3 - scores[0, [0, 2, 3]] / 0.5
+    )
+    assert float(gaps.std()) == pytest.approx(0, abs=1e-3)  # equal but for a constant
+
+
+@pytest.mark.parametrize(
+    ("scores", "teacher_temperature", "message"),
+    [
+        ([[1.0, 2.0]], 1.0, "scores must be (2, 3), got (1, 2)"),
+        ([[1.0, 2.0, 3.0], [NAN, NAN, 1.0]], 1.0, "fewer than two passages with a known score"),
+        ([[1.0, 2.0, 3.0], [math.inf, 0.0, 1.0]], 1.0, "a score is infinite"),
+        ([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]], 0.0, "teacher_temperature must be above 0, got 0.0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(scores, teacher_temperature, message):
+    with pytest.raises(ValueError, match=escape(message)):
+        loss_of(*vectors(0, 2, 3), scores, teacher_temperature=teacher_temperature)
+
+
+TAUGHT = data_of(
+    Example("q0", "masks", {"p0": 1}, ("p1",)),
+    Example("q1", "bats", {"p1": 1}),
+    Example("q2", "zinc", {"p2": 1}),
+    p3="TEXT OF P0",
+).with_scores(
+    {"q0": {"p0": 2.0, "p1": 0.5, "far": 9.0}, "q1": {"p2": 1.0}, "q2": {"p0": 3}, "other": {"p0": 1}}
+)
+
+
+def test_scores_are_kept_for_the_queries_and_are_part_of_what_data_is():
+    assert set(TAUGHT.scores) == {"q0", "q1", "q2"}
+    plain = replace(TAUGHT, scores={})
+    found = {plain.fingerprint, TAUGHT.fingerprint, replace(TAUGHT, missing_score=0.0).fingerprint}
+    other = {
+        query_id: {d: s + (d == "p2") for d, s in hits.items()} for query_id, hits in TAUGHT.scores.items()
+    }
+    assert len(found | {plain.with_scores(other).fingerprint}) == 4
+    turned = {q: dict(reversed(hits.items())) for q, hits in TAUGHT.scores.items()}
+    assert plain.with_scores(turned).fingerprint == TAUGHT.fingerprint
+    learn, held_out = TAUGHT.split(0.34, 0)
+    assert learn.scores == held_out.scores == TAUGHT.scores
+    with pytest.raises(ValueError, match="query q1 has no score"):
+        plain.with_scores({"q0": {"p0": 1.0}, "q2": {"p0": 1.0}})
+    with pytest.raises(ValueError, match="query q0, document p0: score nan is not a finite number"):
+        plain.with_scores({"q0": {"p0": NAN}})
+
+
+@pytest.mark.parametrize("missing", [NAN, 0.25])
+def test_a_batch_has_the_scores_of_its_passages(plain_folder, missing):
+    encoder = BiEncoder.from_pretrained(plain_folder, device="cpu", **LENGTHS)
+    data = replace(TAUGHT, missing_score=missing)
+    sequence = TrainingSequence(data, 3, 1, 0)
+    records = sorted((sequence[i] for i in range(3)), key=lambda record: record.example.query_id)
+    batch = Collator(encoder, data)(records)
+    expected = [[2.0, 0.5, missing], [missing, missing, 1.0], [3.0, missing, missing]]  # p0, p1, p2
+    torch.testing.assert_close(batch["scores"], torch.tensor(expected), equal_nan=True)
+    assert "scores" not in Collator(encoder, replace(data, scores={}))(records)
+
+
+def test_neighbours_come_with_a_passage_and_each_passage_once_an_epoch():
+    data = numbered(12)
+    topics = {f"q{n}": {f"p{m}": float(m) for m in range(12) if m % 3 == n % 3} for n in range(12)}
+    taught = data.with_scores(topics)
+    sequence = TrainingSequence(taught, 4, 30, 0, queries_per_passage=1, neighbours=3)
+    at_random = TrainingSequence(taught, 4, 30, 0, queries_per_passage=1)
+    orders = set()
+    for start in range(0, 120, 12):
+        epoch = [int(sequence[i].positive[1:]) for i in range(start, start + 12)]
+        assert sorted(epoch) == list(range(12))
+        for batch in (epoch[:4], epoch[4:8], epoch[8:]):
+            assert len({number % 3 for number in batch}) == 1
+            assert batch[1:] == sorted(batch[1:], reverse=True)  # the best first
+        first = [int(at_random[i].positive[1:]) for i in range(start, start + 12)]
+        assert epoch[0] == first[0]
+        orders.add(tuple(epoch))
+    assert len(orders) > 5
+    assert len({int(at_random[i].positive[1:]) % 3 for i in range(4)}) > 1
+
+
+SETTINGS = DistillationSettings(
+    num_steps=8, batch_size=3, learning_rate=5e-3, log_every=1, num_negatives=1, dropout=0.0, warmup_share=0.0
+)
+
+
+def test_a_bi_encoder_learns_the_order_of_its_teacher(plain_folder, tmp_path):
+    encoder = BiEncoder.from_pretrained(plain_folder, device="cpu", **LENGTHS)
+    data = replace(TAUGHT, missing_score=0.0)
+    trained = train(encoder, data, tmp_path / "whole", SETTINGS)
+    first, *_, last = [line for line in trained.history if "loss" in line]
+    texts = [data.passages[f"p{n}"] for n in range(3)]
+    [query_emb] = [v for v, _ in encoder.encode_blocks([["masks", "bats", "zinc"]], "queries")]
+    [passage_emb] = [v for v, _ in encoder.encode_blocks([texts], "passages")]
+    scores = [[2.0, 0.5, 0.0], [0.0, 0.0, 1.0], [3.0, 0.0, 0.0]]
+    similarity = encoder.config.similarity
+    expected = loss_of(query_emb, passage_emb, scores, similarity, 0.05, 0.05)
+    assert first["loss"] == pytest.approx(float(expected), rel=1e-3)
+    flat = loss_of(query_emb * 0, passage_emb, scores, "dot", 0.05, 0.05)
+    assert first["chance_loss"] == pytest.approx(float(flat), rel=1e-4)
+    assert last["loss"] < 0.5 * first["loss"]
+
+
+def test_a_teacher_needs_settings_for_it_and_they_need_a_teacher(plain_folder, tmp_path):
+    encoder = BiEncoder.from_pretrained(plain_folder, device="cpu", **LENGTHS)
+    plain = replace(TAUGHT, scores={})
+    with pytest.raises(ValueError, match=r"made has no scores to distil from; add them with .*with_scores"):
+        train(encoder, plain, tmp_path / "a", SETTINGS)
+    with pytest.raises(
+        ValueError, match="made has a teacher's scores; train on it with DistillationSettings"
+    ):
+        train(encoder, TAUGHT, tmp_path / "a", TrainingSettings(num_steps=1, batch_size=3))
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"teacher_temperature": 0.0}, "teacher_temperature must be above 0, got 0.0"),
+        ({"neighbours": -1}, "neighbours must be at least 0, got -1"),
+        ({"neighbours": 2}, "neighbours need epochs over passages: set queries_per_passage"),
+        ({"symmetric": True}, "symmetric must be False in distillation, got True"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=escape(message)):
+        DistillationSettings(**wrong)
