@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from made_data import data_of, numbered
+from made_data import data_of
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
 from sentence_transformers.util import pairwise_cos_sim, pairwise_dot_score
 
 from dpr.data.examples import Example
 from dpr.models.bi_encoder import BiEncoder
+from dpr.models.two_encoders import TwoEncoders
 from dpr.training.bi_encoder import train
 from dpr.training.collator import Collator
 from dpr.training.dataset import TrainingSequence
@@ -166,26 +167,6 @@ def test_a_batch_has_the_scores_of_its_passages(plain_folder, missing):
     assert "scores" not in Collator(encoder, replace(data, scores={}))(records)
 
 
-def test_neighbours_come_with_a_passage_and_each_passage_once_an_epoch():
-    data = numbered(12)
-    topics = {f"q{n}": {f"p{m}": float(m) for m in range(12) if m % 3 == n % 3} for n in range(12)}
-    taught = data.with_scores(topics)
-    sequence = TrainingSequence(taught, 4, 30, 0, queries_per_passage=1, neighbours=3)
-    at_random = TrainingSequence(taught, 4, 30, 0, queries_per_passage=1)
-    orders = set()
-    for start in range(0, 120, 12):
-        epoch = [int(sequence[i].positive[1:]) for i in range(start, start + 12)]
-        assert sorted(epoch) == list(range(12))
-        for batch in (epoch[:4], epoch[4:8], epoch[8:]):
-            assert len({number % 3 for number in batch}) == 1
-            assert batch[1:] == sorted(batch[1:], reverse=True)  # the best first
-        first = [int(at_random[i].positive[1:]) for i in range(start, start + 12)]
-        assert epoch[0] == first[0]
-        orders.add(tuple(epoch))
-    assert len(orders) > 5
-    assert len({int(at_random[i].positive[1:]) % 3 for i in range(4)}) > 1
-
-
 SETTINGS = DistillationSettings(
     num_steps=8, batch_size=3, learning_rate=5e-3, log_every=1, num_negatives=1, dropout=0.0, warmup_share=0.0
 )
@@ -224,11 +205,56 @@ def test_a_teacher_needs_settings_for_it_and_they_need_a_teacher(plain_folder, t
     ("wrong", "message"),
     [
         ({"teacher_temperature": 0.0}, "teacher_temperature must be above 0, got 0.0"),
-        ({"neighbours": -1}, "neighbours must be at least 0, got -1"),
-        ({"neighbours": 2}, "neighbours need epochs over passages: set queries_per_passage"),
         ({"symmetric": True}, "symmetric must be False in distillation, got True"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(ValueError, match=escape(message)):
         DistillationSettings(**wrong)
+
+
+def two_of(folder):
+    return TwoEncoders(*(BiEncoder.from_pretrained(folder, device="cpu", **LENGTHS) for _ in range(2)))
+
+
+def weights_of(encoder):
+    return {name: weights.clone() for name, weights in encoder.model.state_dict().items()}
+
+
+FROZEN = replace(SETTINGS, frozen_passages=True)
+
+
+def test_with_frozen_passages_the_query_encoder_alone_learns_to_rank_all_of_them(plain_folder, tmp_path):
+    encoder, data = two_of(plain_folder), replace(TAUGHT, missing_score=0.0)
+    texts, before = list(data.passages.values()), weights_of(encoder.passage)
+    passage_emb = encoder.encode_passages(texts)
+    trained = train(encoder, data, tmp_path / "computed", FROZEN)
+    first, *_, last = [line for line in trained.history if "loss" in line]
+    query_emb = encoder.encode_queries(["masks", "bats", "zinc"])
+    scores = [[data.scores[q].get(doc_id, 0.0) for doc_id in data.passages] for q in ("q0", "q1", "q2")]
+    expected = loss_of(query_emb, passage_emb, scores, encoder.config.similarity, 0.05, 0.05)
+    assert len(data.passages) == 4
+    assert first["loss"] == pytest.approx(float(expected), rel=1e-3)
+    assert last["loss"] < 0.9 * first["loss"]
+    after = {side: weights_of(getattr(trained.encoder, side)) for side in ("query", "passage")}
+    assert all(torch.equal(before[name], after["passage"][name]) for name in before)
+    assert not all(torch.equal(before[name], after["query"][name]) for name in before)
+    assert trained.encoder.passage.passage_fingerprint == encoder.passage.passage_fingerprint
+    given = train(encoder, data, tmp_path / "given", FROZEN, passage_emb=passage_emb)
+    same = weights_of(given.encoder.query)
+    assert all(torch.equal(after["query"][name], same[name]) for name in same)
+
+
+def test_frozen_passages_need_a_query_encoder_of_its_own_and_their_own_vectors(plain_folder, tmp_path):
+    encoder = two_of(plain_folder)
+    data = replace(TAUGHT, missing_score=0.0)
+    shared = TwoEncoders(encoder.query, encoder.query)
+    for one in (encoder.query, shared):
+        with pytest.raises(ValueError, match="frozen passages need TwoEncoders"):
+            train(one, data, tmp_path / "one", FROZEN)
+    passage_emb = encoder.encode_passages(list(data.passages.values()))
+    for wrong in (passage_emb[::-1], passage_emb[:2], passage_emb[:, :3]):
+        with pytest.raises(
+            ValueError, match=r"must be .*'s vectors of the 4 passages of made, in their order"
+        ):
+            train(encoder, data, tmp_path / "wrong", FROZEN, passage_emb=wrong)

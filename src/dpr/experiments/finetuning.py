@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from transformers import TrainerCallback
 
 from dpr.data.collection import Collection
@@ -76,13 +77,14 @@ def train_and_search(
     encoder: BiEncoder | TwoEncoders,
     data: TrainingData,
     settings: TrainingSettings,
-    validation: Collection,
+    validation: Collection | None,
     collection: Collection,
     *,
     notebook: str,
     dev: Collection | None = None,
     training_length: int | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    passage_emb: np.ndarray | None = None,
 ) -> FineTuned:
     """Fine-tune an encoder, search for the test queries, and save both in `runs/`, unless already there.
 
@@ -95,12 +97,13 @@ def train_and_search(
         encoder: The encoder to start from; it is not changed.
         data: The training data.
         settings: Settings of the training; the result gets their seed.
-        validation: Queries and passages to select the best checkpoint by.
+        validation: Queries and passages to select the best checkpoint by; None: the last one is taken.
         collection: The collection to search.
         notebook: Name of the calling notebook, without the ending.
         dev: A collection whose queries are searched too, to choose between trainings; no run is saved.
         training_length: Passages are cut to this many tokens in training, in place of the profile's.
         callbacks: Further callbacks of the Trainer.
+        passage_emb: Vectors of the data's passages, where these are frozen; as in `train`.
 
     Raises:
         ValueError: An error of `train`.
@@ -113,7 +116,8 @@ def train_and_search(
     if result and (dev is None or "dev" in kept.finished):
         return FineTuned(result, kept, kept.finished.get("dev", {}))
     folder = space.training_folder(data.name, tag, record)
-    trained = train(start, data, folder, settings, validation=validation, tags=[tag], callbacks=callbacks)
+    more = {"callbacks": callbacks, "passage_emb": passage_emb}
+    trained = train(start, data, folder, settings, validation=validation, tags=[tag], **more)
     ready = _with_passage_length(trained.encoder, space.profile.passage_max_length)
     _, result = space.search_and_save(
         ready,

@@ -6,8 +6,16 @@ from pathlib import Path
 from dpr.arguments import check_fields_of
 from dpr.data.download import BEIR_MD5
 from dpr.data.loading import find_data, project_root
-from dpr.training.settings import GeneratorSettings, TrainingSettings, check_fields
+from dpr.training.settings import (
+    DistillationSettings,
+    GeneratorSettings,
+    TrainingSettings,
+    check_fields,
+)
 
+DISTILLATION = DistillationSettings(
+    batch_size=64, learning_rate=1e-4, dropout=0.0, precision="bfloat16", frozen_passages=True
+)
 FILTERS = ("all", "way back", "likely")  # of written queries to train on
 
 
@@ -67,6 +75,8 @@ class SyntheticTraining:
         depth: They are mined from this many hits.
         passage_max_length: Passages are cut to this many tokens in training.
         training: Settings of the training; its seed is replaced by each of the profile's.
+        most_distilled: Most queries, of any filter, to teach the query encoder with.
+        distillation: Settings of that; the seed is replaced too.
     """
 
     filters: tuple[str, ...] = ("way back",)
@@ -77,10 +87,19 @@ class SyntheticTraining:
     depth: int = 50
     passage_max_length: int = 128
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    most_distilled: int = 25_000
+    distillation: DistillationSettings = DISTILLATION
 
     def __post_init__(self):
         check_fields_of(self)
-        sizes = ("most_queries", "held_out", "negatives", "depth", "passage_max_length")
+        sizes = (
+            "most_queries",
+            "held_out",
+            "negatives",
+            "depth",
+            "passage_max_length",
+            "most_distilled",
+        )
         check_fields(self, "at least 1", lambda v: v >= 1, *sizes)
         check_fields(self, "above 0 and at most 1", lambda v: 0 < v <= 1, "share")
         check_fields(self, f"some of {FILTERS}", lambda v: v and set(v) <= set(FILTERS), "filters")
@@ -180,6 +199,8 @@ PROFILES = {
             synthetic=SyntheticTraining(
                 passage_max_length=64,
                 training=TrainingSettings(num_steps=20, batch_size=16, eval_every=20, dropout=0.0),
+                most_distilled=400,
+                distillation=replace(DISTILLATION, num_steps=20, batch_size=16, log_every=5),
             ),
             num_passages=1000,
             num_queries=200,
@@ -199,6 +220,8 @@ PROFILES = {
                 held_out=20,
                 passage_max_length=32,
                 training=TrainingSettings(num_steps=4, batch_size=8, eval_every=2, log_every=1, dropout=0.0),
+                most_distilled=100,
+                distillation=replace(DISTILLATION, num_steps=4, batch_size=8, log_every=1),
             ),
             num_passages=300,
             num_queries=40,

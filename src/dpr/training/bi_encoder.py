@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback
@@ -23,7 +24,7 @@ from dpr.evaluation.metrics import evaluate
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 from dpr.search.index import build_index
-from dpr.training.collator import Collator
+from dpr.training.collator import Collator, QueryCollator
 from dpr.training.dataset import TrainingSequence
 from dpr.training.distillation import kl_divergence_loss
 from dpr.training.losses import in_batch_logits, in_batch_negatives_loss
@@ -33,6 +34,7 @@ from dpr.training.tracking import ModelKind
 from dpr.training.trainer import LoggedTrainer, prepare_steps, set_dropout, training_arguments
 
 CPU_PASS_TOKENS = 2_048
+CHECKED_VECTORS, SAME_VECTOR = 4, 0.02  # of those that a caller gives; bfloat16 and repaired texts differ
 M_MMAP_THRESHOLD, LARGE_BYTES = -3, 2**20  # for glibc's mallopt: blocks from 1 MiB on get their own map
 
 
@@ -42,16 +44,26 @@ class Pair(torch.nn.Module):
     Args:
         encoder: The encoder, trained in place; a transformer that serves both sides is registered once.
         caching: Keep the activations of only one pass at a time; see `TrainingSettings.gradient_caching`.
+        passage_emb: The vectors of all passages, [P, D], if passages are frozen.
     """
 
-    def __init__(self, encoder: BiEncoder | TwoEncoders, caching: bool = False):
+    def __init__(
+        self,
+        encoder: BiEncoder | TwoEncoders,
+        caching: bool = False,
+        passage_emb: torch.Tensor | None = None,
+    ):
         super().__init__()
         self.encoder, self.caching = encoder, caching
+        self.register_buffer("passage_emb", passage_emb, persistent=False)
         self.transformers = torch.nn.ModuleList(dict.fromkeys((encoder.query.model, encoder.passage.model)))
 
-    def forward(self, queries: list[dict], passages: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embed the queries, [B, D], and passages, [P, D], of a batch from `Collator`, in float32."""
-        return self._embed(self.encoder.query, queries), self._embed(self.encoder.passage, passages)
+    def forward(self, queries: list[dict], passages: list[dict] | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embed the queries, [B, D], and passages, [P, D], of a batch, in float32; None: frozen passages."""
+        query_emb = self._embed(self.encoder.query, queries)
+        return query_emb, self.passage_emb if passages is None else self._embed(
+            self.encoder.passage, passages
+        )
 
     def _embed(self, encoder: BiEncoder, passes: list[dict]) -> torch.Tensor:
         """Embed all passes of one side; the vectors are in the order of the batch."""
@@ -83,6 +95,7 @@ class BiEncoderTrainer(LoggedTrainer):
         settings: Settings of the training.
         validation: Queries and passages to select the best checkpoint by; None to select none.
         loss: A function with the arguments of `in_batch_negatives_loss`.
+        passage_emb: Vectors of the data's passages, as in `train`.
 
     Raises:
         ValueError: Fewer than two validation queries, an error of `check_teacher` or of `TrainingSequence`.
@@ -96,13 +109,15 @@ class BiEncoderTrainer(LoggedTrainer):
         settings: TrainingSettings,
         validation: Collection | None = None,
         loss: Callable[..., torch.Tensor] = in_batch_negatives_loss,
+        passage_emb: np.ndarray | None = None,
     ):
-        check_teacher(settings, data)
+        check_teacher(settings, data, encoder)
         self.encoder, self.validation, self._loss = encoder, validation, loss
         on_cpu = encoder.passage.model.device.type == "cpu"
         pass_tokens = settings.pass_tokens or (CPU_PASS_TOKENS if on_cpu else None)
         sequence, steps, steps_per_epoch = prepare_steps(settings, data, settings.num_negatives)
-        pair = Pair(encoder, settings.gradient_caching)
+        frozen = freeze_passages(encoder, data, passage_emb) if is_frozen(settings) else None
+        pair = Pair(encoder, settings.gradient_caching, frozen)
         set_dropout(pair, settings.dropout)
         if settings.gradient_caching and on_cpu and sys.platform == "linux":
             # Else the few blocks that a pass keeps pin the heap around them: 6.1 GiB, not 1.4, at batch 512
@@ -122,28 +137,32 @@ class BiEncoderTrainer(LoggedTrainer):
             settings,
             steps_per_epoch,
             training_arguments(settings, folder, steps, on_cpu, validation is not None),
-            data_collator=Collator(encoder, data, pass_tokens, settings.all_positives),
+            data_collator=QueryCollator(encoder, data, pass_tokens)
+            if frozen is not None
+            else Collator(encoder, data, pass_tokens, settings.all_positives),
             train_dataset=sequence,
             eval_dataset=held_out and held_out.examples,
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a batch, a teacher's if it has scores; in training it is also counted for the log."""
-        queries, passages = model(inputs["queries"], inputs["passages"])
+        queries, passages = model(inputs["queries"], inputs.get("passages"))
         how = {"similarity": self.encoder.config.similarity, "temperature": self.settings.temperature}
-        masks = {name: inputs[name] for name in ("positives", "not_negative")}
         chance = math.log(len(passages))
         if "scores" in inputs:
             taught = {"scores": inputs["scores"], "teacher_temperature": self.settings.teacher_temperature}
             loss = kl_divergence_loss(queries, passages, **taught, **how)
-            chance = kl_divergence_loss(queries * 0, passages, **taught, **how | {"similarity": "dot"})
+            with torch.no_grad():  # of similarities that are all the same
+                chance = kl_divergence_loss(queries * 0, passages, **taught, **how | {"similarity": "dot"})
         else:
+            masks = {name: inputs[name] for name in ("positives", "not_negative")}
             loss = self._loss(queries, passages, symmetric=self.settings.symmetric, **how, **masks)
         if self.model.training:
             with torch.no_grad():
                 best = in_batch_logits(queries, passages, **how).argmax(dim=1, keepdim=True)
-                right = masks["not_negative"].gather(1, best).float().mean()
-            tokens = [batch["attention_mask"] for side in ("queries", "passages") for batch in inputs[side]]
+                right = inputs["not_negative"].gather(1, best).float().mean()
+            read = (*inputs["queries"], *inputs.get("passages", ()))
+            tokens = [batch["attention_mask"] for batch in read]
             self.tally["batches"] += 1
             self.tally["chance"] = self.tally["chance"] + chance
             self.tally["right"] = self.tally["right"] + right  # a tensor, left on the device
@@ -169,12 +188,52 @@ class BiEncoderTrainer(LoggedTrainer):
         }
 
 
-def check_teacher(settings: TrainingSettings, data: TrainingData) -> None:
-    """Refuse data with a teacher's scores without `DistillationSettings`, and these without such data.
+def is_frozen(settings: TrainingSettings) -> bool:
+    """Whether only the query encoder is trained."""
+    return isinstance(settings, DistillationSettings) and settings.frozen_passages
+
+
+def freeze_passages(encoder: TwoEncoders, data: TrainingData, passage_emb: np.ndarray | None) -> torch.Tensor:
+    """Stop the training of a passage encoder, and get the vectors of all passages, float32 [P, D].
+
+    Args:
+        encoder: The encoders, whose passage encoder is changed in place.
+        data: The passages.
+        passage_emb: Their vectors, if they are at hand; some are compared with the encoder's own.
 
     Raises:
-        ValueError: Only one of the two is there.
+        ValueError: `passage_emb` holds other vectors.
     """
+    encoder.passage.model.requires_grad_(False)
+    texts = list(data.passages.values())
+    if passage_emb is None:
+        passage_emb = encoder.encode_passages(texts)
+    else:
+        passage_emb = np.asarray(passage_emb, dtype=np.float32)
+        some = np.linspace(0, len(texts) - 1, min(CHECKED_VECTORS, len(texts))).astype(int)
+        own = encoder.encode_passages([texts[i] for i in some])
+        same = passage_emb.shape == (len(texts), own.shape[1])
+        if not same or not np.allclose(_unit(passage_emb[some]), _unit(own), atol=SAME_VECTOR):
+            raise ValueError(
+                f"passage_emb [{', '.join(map(str, passage_emb.shape))}] must be {encoder.name}'s vectors of "
+                f"the {len(texts)} passages of {data.name}, in their order"
+            )
+    return torch.from_numpy(passage_emb).to(encoder.passage.model.device)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """The vectors with length 1."""
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def check_teacher(settings: TrainingSettings, data: TrainingData, encoder: BiEncoder | TwoEncoders) -> None:
+    """Refuse a teacher's scores without `DistillationSettings`, and these without what they need.
+
+    Raises:
+        ValueError: Only one of the two is there, or one transformer serves both sides of which one is frozen.
+    """
+    if is_frozen(settings) and encoder.query.model is encoder.passage.model:
+        raise ValueError(f"{encoder.name} is one encoder; frozen passages need TwoEncoders with a copy of it")
     if isinstance(settings, DistillationSettings) and not data.scores:
         raise ValueError(f"{data.name} has no scores to distil from; add them with TrainingData.with_scores")
     if data.scores and not isinstance(settings, DistillationSettings):
@@ -212,6 +271,7 @@ def train(
     validation: Collection | None = None,
     tags: Sequence[str] = (),
     callbacks: Sequence[TrainerCallback] = (),
+    passage_emb: np.ndarray | None = None,
 ) -> Trained:
     """Fine-tune a copy of an encoder, or resume or read the training that `folder` holds.
 
@@ -227,6 +287,8 @@ def train(
             are to be compared need the same ones.
         tags: Words to find the training by.
         callbacks: Further callbacks of the Trainer, such as `dpr.training.tracking.NeptuneTracker`.
+        passage_emb: With frozen passages, the vectors of `data.passages` in their order, [P, D], if they are
+            at hand; else they are computed.
 
     Raises:
         ValueError: `folder` holds another training; a validation query is also a training query;
@@ -234,13 +296,15 @@ def train(
             `check_teacher` or of `TrainingSequence`.
     """
     folder = Path(folder)
-    check_teacher(settings, data)
+    check_teacher(settings, data, encoder)
     check_training(settings, data, None if validation is None else validation.queries.values(), tags)
     trained = copy.deepcopy(encoder)  # so that the caller's encoder is not changed
     training = train_or_resume(
         folder,
         describe_training(encoder, data, settings, validation, tags),
-        lambda checkpoints: BiEncoderTrainer(trained, data, checkpoints, settings, validation),
+        lambda checkpoints: BiEncoderTrainer(
+            trained, data, checkpoints, settings, validation, passage_emb=passage_emb
+        ),
         trained.save,
         ModelKind(
             "A bi-encoder",

@@ -1,6 +1,5 @@
 """The order of a training's records, which depends only on the data, the seed and the position."""
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +7,6 @@ from torch.utils.data import Dataset
 
 from dpr.data.examples import Example
 from dpr.data.training_data import TrainingData
-from dpr.data.trec import ordered_hits
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,6 @@ class TrainingSequence(Dataset):
             ones first; a query with fewer gives all it has.
         queries_per_passage: None for epochs over queries. A number for epochs over passages: the most
             records that each passage has in an epoch.
-        neighbours: In epochs over passages, each takes along up to this many passages of the epoch that the
-            data's teacher scores highest for its queries, so that a batch has passages to compare.
 
     Raises:
         ValueError: A batch of fewer than 2 records or more than an epoch has, or a number out of range.
@@ -62,7 +58,6 @@ class TrainingSequence(Dataset):
         seed: int,
         num_negatives: int = 1,
         queries_per_passage: int | None = None,
-        neighbours: int = 0,
     ):
         numbers = {"num_batches": num_batches, "num_negatives": num_negatives}
         numbers |= {} if queries_per_passage is None else {"queries_per_passage": queries_per_passage}
@@ -70,7 +65,7 @@ class TrainingSequence(Dataset):
             if number < (name != "num_negatives"):
                 raise ValueError(f"{name} must be at least {int(name != 'num_negatives')}, got {number}")
         self.data, self.seed, self.num_negatives = data, seed, num_negatives
-        self.queries_per_passage, self.neighbours = queries_per_passage, neighbours
+        self.queries_per_passage = queries_per_passage
         self._queries_of: dict[str, list[int]] = {}
         for number, example in enumerate(data.examples):
             for doc_id in example.positives:
@@ -110,28 +105,13 @@ class TrainingSequence(Dataset):
             return [(n, self._positive(n, epoch)) for n in rng.permutation(len(self.data.examples)).tolist()]
         pairs = []
         doc_ids = list(self._queries_of)
-        places = rng.permutation(len(doc_ids)).tolist()
-        for place in self._beside_neighbours(places, doc_ids) if self.neighbours else places:
+        for place in rng.permutation(len(doc_ids)).tolist():
             numbers = self._queries_of[doc_ids[place]]
             count = min(self.queries_per_passage, len(numbers))
             shuffled = np.random.default_rng([self.seed, place]).permutation(len(numbers))
             turn = (np.arange(count) + epoch * count) % len(numbers)
             pairs += [(numbers[i], doc_ids[place]) for i in shuffled[turn]]
         return pairs
-
-    def _beside_neighbours(self, places: list[int], doc_ids: list[str]) -> list[int]:
-        """Put the best scored passages for a passage's queries right behind it, each passage once."""
-        place_of = {doc_id: place for place, doc_id in enumerate(doc_ids)}
-        ordered: dict[int, None] = {}
-        for place in places:
-            if place not in ordered:
-                best: Counter[str] = Counter()
-                for number in self._queries_of[doc_ids[place]]:
-                    best.update(self.data.scores[self.data.examples[number].query_id])
-                near = [place_of[d] for d, _ in ordered_hits(best) if d in place_of]
-                found = [p for p in near if p not in ordered and p != place][: self.neighbours]
-                ordered |= dict.fromkeys([place, *found])
-        return list(ordered)
 
     def _positive(self, number: int, epoch: int) -> str:
         """The positive of a query in an epoch; each round through its positives has a new random order."""

@@ -158,27 +158,21 @@ class DistillationSettings(TrainingSettings):
 
     Args:
         teacher_temperature: The teacher's scores are divided by it before their softmax; above 0.
-        neighbours: The teacher has nothing to say about passages that have nothing in common. So an epoch
-            over passages (`queries_per_passage`) can take each together with up to this many of those that
-            the teacher scores highest for its queries. 0: passages come in random order.
+        frozen_passages: Train only the query encoder of `TwoEncoders`. The vectors of passages stay, and with
+            them every index; each query is compared with all passages of the data, none is encoded again,
+            and hard negatives play no part.
 
     Raises:
-        ValueError: A value outside its range, or neighbours without `queries_per_passage`.
-
-    Source: Hofstätter et al. 2021, Efficiently teaching an effective dense retriever with balanced topic
-    aware sampling, for batches of one topic; there topics are clusters of queries.
+        ValueError: A value outside its range; the message names field and value.
     """
 
     teacher_temperature: float = 0.05
-    neighbours: int = 0
+    frozen_passages: bool = False
 
     def __post_init__(self):
         super().__post_init__()
         check_fields(self, "above 0", lambda v: v > 0, "teacher_temperature")
-        check_fields(self, "at least 0", lambda v: v >= 0, "neighbours")
         check_fields(self, "False in distillation", lambda v: not v, "symmetric")
-        if self.neighbours and not self.queries_per_passage:
-            raise ValueError("neighbours need epochs over passages: set queries_per_passage")
 
 
 @dataclass(frozen=True)

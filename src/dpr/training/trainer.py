@@ -18,7 +18,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from dpr.data.training_data import TrainingData
 from dpr.files import read_json, write_text
 from dpr.training.dataset import TrainingSequence
-from dpr.training.settings import DistillationSettings, LoopSettings
+from dpr.training.settings import LoopSettings
 
 try:
     import resource
@@ -139,8 +139,7 @@ def prepare_steps(
     settings: LoopSettings, data: TrainingData, num_negatives: int
 ) -> tuple[TrainingSequence, int, float]:
     """The records of a training, its number of optimiser steps, and the steps in an epoch."""
-    neighbours = settings.neighbours if isinstance(settings, DistillationSettings) else 0
-    how = (settings.seed, num_negatives, settings.queries_per_passage, neighbours)
+    how = (settings.seed, num_negatives, settings.queries_per_passage)
     batches_per_epoch = TrainingSequence(data, settings.batch_size, 1, *how).batches_per_epoch
     steps_per_epoch = batches_per_epoch / settings.accumulation
     steps = settings.num_steps or max(1, round(settings.num_epochs * steps_per_epoch))
