@@ -664,12 +664,14 @@ def test_every_notebook_runs_from_top_to_bottom_on_the_smallest_profile(monkeypa
     expansions = ["original", "copied-5", *(f"{way}5-queries" for way in ways)]
     ablations |= {f"doc2query-{expansion}" for expansion in expansions}
     ablations |= {"all-MiniLM-L6-v2-inpars-way-back-s0", "random-weights-inpars", "random"}
+    ablations |= {f"all-MiniLM-L6-v2-distilled-{variant}" for variant in ("s0", "sentences-s0")}
     encoders = {"all-MiniLM-L6-v2", "all-MiniLM-L6-v2-ft"}
     systems = {
         "bm25",
         "bm25-tuned",
         "bm25-doc2query",
         "all-MiniLM-L6-v2-inpars",
+        "all-MiniLM-L6-v2-distilled",
         *encoders,
         *(f"rrf-bm25-{encoder}" for encoder in encoders),
     }
@@ -686,7 +688,7 @@ def test_every_notebook_runs_from_top_to_bottom_on_the_smallest_profile(monkeypa
     assert " | 0% | [run]" in row  # docstrings to learn from are those of other packages
     kept = {path.stem for path in (build / "runs" / "docstrings" / "training").glob("*.json")}
     trained = {"random-weights", "random-weights-inpars", "all-MiniLM-L6-v2-inpars-way-back-s0"}
-    assert kept == {system for system in results if "-ft-" in system} | trained
+    assert kept == {system for system in results if "-ft-" in system or "-distilled-" in system} | trained
     [tuned] = (build / "notebooks").glob("04_*.ipynb")
     [curves] = [cell for cell in code_cells(read(tuned)) if "curves.show" in cell.source]
     assert sum("image/png" in output.get("data", {}) for output in curves.outputs) == 1  # one, drawn again

@@ -258,3 +258,5 @@ def test_frozen_passages_need_a_query_encoder_of_its_own_and_their_own_vectors(p
             ValueError, match=r"must be .*'s vectors of the 4 passages of made, in their order"
         ):
             train(encoder, data, tmp_path / "wrong", FROZEN, passage_emb=wrong)
+    with pytest.raises(ValueError, match="passage_emb is for frozen passages"):
+        train(encoder, data, tmp_path / "not-frozen", SETTINGS, passage_emb=passage_emb)

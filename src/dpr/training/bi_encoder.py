@@ -61,9 +61,9 @@ class Pair(torch.nn.Module):
     def forward(self, queries: list[dict], passages: list[dict] | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Embed the queries, [B, D], and passages, [P, D], of a batch, in float32; None: frozen passages."""
         query_emb = self._embed(self.encoder.query, queries)
-        return query_emb, self.passage_emb if passages is None else self._embed(
-            self.encoder.passage, passages
-        )
+        if passages is None:
+            return query_emb, self.passage_emb
+        return query_emb, self._embed(self.encoder.passage, passages)
 
     def _embed(self, encoder: BiEncoder, passes: list[dict]) -> torch.Tensor:
         """Embed all passes of one side; the vectors are in the order of the batch."""
@@ -153,7 +153,9 @@ class BiEncoderTrainer(LoggedTrainer):
             taught = {"scores": inputs["scores"], "teacher_temperature": self.settings.teacher_temperature}
             loss = kl_divergence_loss(queries, passages, **taught, **how)
             with torch.no_grad():  # of similarities that are all the same
-                chance = kl_divergence_loss(queries * 0, passages, **taught, **how | {"similarity": "dot"})
+                chance = kl_divergence_loss(
+                    torch.zeros_like(queries), passages, **taught, **how | {"similarity": "dot"}
+                )
         else:
             masks = {name: inputs[name] for name in ("positives", "not_negative")}
             loss = self._loss(queries, passages, symmetric=self.settings.symmetric, **how, **masks)
@@ -292,11 +294,13 @@ def train(
 
     Raises:
         ValueError: `folder` holds another training; a validation query is also a training query;
-            evaluations are asked for without `validation`; the loss is not finite; an error of
-            `check_teacher` or of `TrainingSequence`.
+            evaluations are asked for without `validation`; the loss is not finite; `passage_emb` without
+            frozen passages; an error of `check_teacher` or of `TrainingSequence`.
     """
     folder = Path(folder)
     check_teacher(settings, data, encoder)
+    if passage_emb is not None and not is_frozen(settings):
+        raise ValueError("passage_emb is for frozen passages; these settings train the passage encoder")
     check_training(settings, data, None if validation is None else validation.queries.values(), tags)
     trained = copy.deepcopy(encoder)  # so that the caller's encoder is not changed
     training = train_or_resume(
