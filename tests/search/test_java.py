@@ -15,6 +15,7 @@ FIND_SPEC = importlib.util.find_spec
 INTERRUPTED = """
 import os, signal, time
 from dpr.search.java import start_jvm
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit that it is ignored
 start_jvm()
 try:
     os.kill(os.getpid(), signal.SIGINT)

@@ -40,7 +40,7 @@ class TrainingData:
     passages: Mapping[str, str] = field(repr=False)
     preparation: Preparation = field(default_factory=Preparation, repr=False)
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
-    missing_score: float = math.nan
+    missing_score: float = field(default=math.nan, repr=False)
 
     def __post_init__(self):
         check_fields_of(self)

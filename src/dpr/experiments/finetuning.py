@@ -103,7 +103,7 @@ def train_and_search(
         dev: A collection whose queries are searched too, to choose between trainings; no run is saved.
         training_length: Passages are cut to this many tokens in training, in place of the profile's.
         callbacks: Further callbacks of the Trainer.
-        passage_emb: Vectors of the data's passages, where these are frozen; as in `train`.
+        passage_emb: Vectors [P, D] of the data's passages, where these are frozen; as in `train`.
 
     Raises:
         ValueError: An error of `train`.
