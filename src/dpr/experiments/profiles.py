@@ -192,15 +192,17 @@ PROFILES = {
             "docstrings",
             training=TrainingSettings(num_steps=30, batch_size=16, eval_every=10, dropout=0.0),
             training_length=64,
-            validation_passages=300,
+            validation_passages=200,
             validation_queries=100,
             passage_max_length=128,
             writing=QueryWriting(num_queries=(1, 5)),
             synthetic=SyntheticTraining(
                 passage_max_length=64,
-                training=TrainingSettings(num_steps=20, batch_size=16, eval_every=20, dropout=0.0),
-                most_distilled=400,
-                distillation=replace(DISTILLATION, num_steps=20, batch_size=16, log_every=5),
+                training=TrainingSettings(
+                    num_steps=12, batch_size=8, eval_every=12, log_every=4, dropout=0.0
+                ),
+                most_distilled=200,
+                distillation=replace(DISTILLATION, num_steps=10, batch_size=16, log_every=5),
             ),
             num_passages=1000,
             num_queries=200,

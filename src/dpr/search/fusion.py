@@ -50,8 +50,8 @@ def fuse_scores(runs: Sequence[Mapping[str, Mapping[str, float]]], tag: str) -> 
     Raises:
         ValueError: Fewer than two runs, or a score that is not a finite number.
 
-    Source: Bruch, Gai and Ingber 2023, An analysis of fusion functions for hybrid retrieval, section 3
-    (convex combination), with equal weights.
+    Source: Bruch, Gai and Ingber 2023, An analysis of fusion functions for hybrid retrieval (convex
+    combination), with equal weights.
     """
 
     def rescaled(hits: Mapping[str, float]) -> dict[str, float]:

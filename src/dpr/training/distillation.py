@@ -37,7 +37,7 @@ def kl_divergence_loss(
             a temperature that is not above 0.
 
     Source: Hinton, Vinyals and Dean 2015, Distilling the knowledge in a neural network, section 2; over lists
-    of passages Ren et al. 2021, RocketQAv2, equation 5.
+    of passages Ren et al. 2021, RocketQAv2.
 
     >>> vectors = torch.eye(2)
     >>> how = {"similarity": "dot", "temperature": 1.0, "teacher_temperature": 1.0}
