@@ -33,7 +33,7 @@ def project(tmp_path, monkeypatch):
 def is_plain(profile, name):
     """Whether a profile is that of `scifact` without what only `scifact` has, over the collection `name`."""
     own = {"factors": False, "larger_encoders": (), "triples": None, "larger": None}
-    own["query_max_length"] = None
+    own |= {"query_max_length": None, "writing": QueryWriting()}
     synthetic = PROFILES["scifact"].synthetic
     once = dataclasses.replace(synthetic.training, num_steps=None, num_epochs=1.0)
     own["synthetic"] = dataclasses.replace(synthetic, training=once)

@@ -177,6 +177,19 @@ class Profile:
         check_fields(self, "one or more", lambda v: len(v) > 0, "seeds", "encoders")
 
 
+SMALL_WRITING = QueryWriting(
+    tuned="gemma-3-270m",
+    held_out=64,
+    training=GeneratorSettings(
+        num_steps=60,
+        batch_size=16,
+        learning_rate=3e-4,
+        lora_rank=16,
+        precision="bfloat16",
+        metric="passage gain",
+        eval_every=30,
+    ),
+)
 SMALL_SYNTHETIC = SyntheticTraining(
     filters=("way back",),
     training=TrainingSettings(
@@ -242,6 +255,7 @@ PROFILES = {
             factors=True,
             triples="squad-triples",
             larger="msmarco-dl",
+            writing=SMALL_WRITING,
             synthetic=SMALL_SYNTHETIC,
         ),
         Profile(
@@ -263,7 +277,7 @@ PROFILES = {
             hard_negatives=False,
             validation_queries=100,
             triples="squad-triples",
-            writing=QueryWriting(num_queries=(1, 5, 10, 20)),
+            writing=replace(SMALL_WRITING, num_queries=(1, 5, 10, 20)),
             synthetic=SMALL_SYNTHETIC,
         ),
         Profile(
@@ -304,8 +318,8 @@ def get_profile(name: str) -> Profile:
     Args:
         name: `sample`, `scifact`, `nfcorpus`, `trec-covid` or `smoke` (for tests); or a folder in BEIR
             layout, by its path or its name in the data folder; or the name of another BEIR set. These get
-            the settings of `scifact`, except `factors`, `larger_encoders`, `triples` and `larger`; the length
-            of queries and of training on written queries is left to the data.
+            the settings of `scifact`, except `factors`, `larger_encoders`, `triples`, `larger` and a writer to
+            tune; the length of queries and of training on written queries is left to the data.
 
     Raises:
         ValueError: `name` is none of these.
@@ -316,7 +330,7 @@ def get_profile(name: str) -> Profile:
     somewhere = "/" in name or name in BEIR_MD5 or any(place and place.is_dir() for place in places)
     if somewhere and Path(name).name not in ("", ".."):  # results are kept by the folder's name
         plain = {"factors": False, "larger_encoders": (), "triples": None, "larger": None}
-        plain["query_max_length"] = None
+        plain |= {"query_max_length": None, "writing": QueryWriting()}
         once = replace(SMALL_SYNTHETIC.training, num_steps=None, num_epochs=1.0)
         plain["synthetic"] = replace(SMALL_SYNTHETIC, training=once)  # as long as there are queries
         return replace(PROFILES["scifact"], name=name, collection=name, **plain)
