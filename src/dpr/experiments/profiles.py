@@ -318,8 +318,8 @@ def get_profile(name: str) -> Profile:
     Args:
         name: `sample`, `scifact`, `nfcorpus`, `trec-covid` or `smoke` (for tests); or a folder in BEIR
             layout, by its path or its name in the data folder; or the name of another BEIR set. These get
-            the settings of `scifact`, except `factors`, `larger_encoders`, `triples`, `larger` and `writing`; the
-            length of queries and of training on written queries is left to the data.
+            the settings of `scifact`, except `factors`, `larger_encoders`, `triples`, `larger` and `writing`;
+            the length of queries and of training on written queries is left to the data.
 
     Raises:
         ValueError: `name` is none of these.
