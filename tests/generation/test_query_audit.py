@@ -105,6 +105,7 @@ def test_recitation_is_what_two_loops_over_all_pairs_find():
         recited |= exact | near
     assert 0 < len(recited) < 200
     assert found.share == len(recited) / 200
+    assert {at for at, flag in enumerate(found.flags) if flag} == recited
     assert found.num_queries == 200
     for query, known, name in found.samples:
         assert query in written

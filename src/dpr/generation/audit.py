@@ -83,6 +83,7 @@ class Recitation:
         near: The same for those that nearly are: their words have a Jaccard similarity of at least `NEAR`.
         share: Share of the written queries that are in any set, word for word or nearly.
         samples: Some of them, as (written query, known query, set).
+        flags: Whether it is so, for each written query.
     """
 
     num_queries: int
@@ -90,6 +91,7 @@ class Recitation:
     near: dict[str, int]
     share: float
     samples: list[tuple[str, str, str]] = field(repr=False)
+    flags: list[bool] = field(repr=False)
 
 
 @checked
@@ -120,7 +122,7 @@ def recitation(written: Sequence[str], known: Mapping[str, Sequence[str]]) -> Re
             (written[i], texts[same[i] if same[i] >= 0 else nearest[i]], name)
             for i in np.flatnonzero(alike | (same >= 0))[:3]
         ]
-    return Recitation(len(ours), exact, near, float(recited.mean()), samples)
+    return Recitation(len(ours), exact, near, float(recited.mean()), samples, recited.tolist())
 
 
 def _nearest(ours: Sequence[list[str]], theirs: Sequence[list[str]]) -> tuple[np.ndarray, np.ndarray]:
