@@ -115,7 +115,7 @@ def test_every_setting_has_one_row_and_those_inside_others_have_a_dot():
     found = dict(rows)
     assert (found["training.batch_size"], found["synthetic.training.num_steps"], found["seeds"]) == (
         16,
-        12,
+        8,
         (0,),
     )
     assert not {"training", "writing", "writing.training", "synthetic"} & set(names)

@@ -211,11 +211,9 @@ PROFILES = {
             writing=QueryWriting(num_queries=(1, 5)),
             synthetic=SyntheticTraining(
                 passage_max_length=64,
-                training=TrainingSettings(
-                    num_steps=12, batch_size=8, eval_every=12, log_every=4, dropout=0.0
-                ),
+                training=TrainingSettings(num_steps=8, batch_size=8, eval_every=8, log_every=4, dropout=0.0),
                 most_distilled=200,
-                distillation=replace(DISTILLATION, num_steps=10, batch_size=16, log_every=5),
+                distillation=replace(DISTILLATION, num_steps=8, batch_size=16, log_every=4),
             ),
             num_passages=1000,
             num_queries=200,
