@@ -57,6 +57,7 @@ def calls(tmp_path_factory, plain_folder, t5_folder):
     made = {"greedy": Decoding("greedy", max_length=3)}
     dpr.write_run(folder / "run.trec", run)
     (folder / "qrels.txt").write_text("q1 0 d1 1\n")
+    (folder / "answers.jsonl").write_text('{"_id": "q1", "answers": ["bees"]}\n')
     (folder / "topics.tsv").write_text("q1\tbees\n")
     (folder / "t.tsv").write_text("what do bees eat\tnectar of flowers\n")
     (folder / "beir" / "qrels").mkdir(parents=True)
@@ -208,6 +209,11 @@ def calls(tmp_path_factory, plain_folder, t5_folder):
             },
         ),
         "plan_memory": (dpr.plan_memory, {"num_passages": 100_000, "dim": 64}),
+        "qrels_from_answers": (
+            dpr.qrels_from_answers,
+            {"collection": collection, "answers": {"q1": ["bees"]}, "titles": {"q1": "title 1"}},
+        ),
+        "read_answers": (dpr.read_answers, {"path": folder / "answers.jsonl"}),
         "read_qrels": (dpr.read_qrels, {"path": folder / "qrels.txt"}),
         "read_run": (dpr.read_run, {"path": folder / "run.trec"}),
         "read_topics": (dpr.read_topics, {"path": folder / "topics.tsv", "field": "query"}),

@@ -36,6 +36,8 @@ _HOMES = {
     "load_training_data": "data.loading",
     "mine_negatives": "training.negatives",
     "plan_memory": "search.ann",
+    "qrels_from_answers": "data.answers",
+    "read_answers": "data.answers",
     "read_qrels": "data.trec",
     "read_run": "data.trec",
     "read_topics": "data.trec",
