@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from made_data import data_of
-from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
+from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, MarginMSELoss
 from sentence_transformers.util import pairwise_cos_sim, pairwise_dot_score
 
 from dpr.data.examples import Example
@@ -19,7 +19,8 @@ from dpr.models.two_encoders import TwoEncoders
 from dpr.training.bi_encoder import train
 from dpr.training.collator import Collator
 from dpr.training.dataset import TrainingSequence
-from dpr.training.distillation import kl_divergence_loss
+from dpr.training.distillation import kl_divergence_loss, margin_mse_loss
+from dpr.training.losses import in_batch_negatives_loss
 from dpr.training.settings import DistillationSettings, TrainingSettings
 
 NAN = math.nan
@@ -87,6 +88,69 @@ def test_over_lists_of_its_own_it_is_the_loss_of_sentence_transformers(similarit
         scores[row, [row, 4 + row, 8 + row]] = taught[row]
     how = {"similarity": similarity, "temperature": 0.5, "teacher_temperature": 0.2}
     torch.testing.assert_close(kl_divergence_loss(queries, torch.cat(columns), scores, **how), expected)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    size=st.tuples(st.integers(1, 4), st.integers(2, 6)),
+    cosine=st.booleans(),
+    temperature=st.sampled_from([0.05, 0.5]),
+    teacher_temperature=st.sampled_from([0.05, 1.0, 7.0]),
+    unknown=st.lists(st.booleans(), min_size=24, max_size=24),
+    several=st.lists(st.booleans(), min_size=24, max_size=24),
+)
+def test_the_loss_of_margins_is_a_plain_loop(
+    seed, size, cosine, temperature, teacher_temperature, unknown, several
+):
+    queries, passages = vectors(seed, *size)
+    scores = np.random.default_rng(seed).uniform(0, 1, size)
+    hidden = np.array(unknown[: scores.size]).reshape(size)
+    hidden[:, :2] = False
+    scores[hidden] = NAN
+    positives = np.array(several[: scores.size]).reshape(size) & ~hidden
+    positives[:, 1] = True
+    terms = []
+    for query, row, relevant in zip(queries, scores, positives, strict=True):
+        found = [float(query @ passage) for passage in passages]
+        if cosine:
+            lengths = [np.linalg.norm(query) * np.linalg.norm(passage) for passage in passages]
+            found = [value / length for value, length in zip(found, lengths, strict=True)]
+        for p in np.flatnonzero(relevant):
+            for n in range(len(row)):
+                if n != p and not math.isnan(row[n]):
+                    student = (found[p] - found[n]) / temperature
+                    terms.append((student - (row[p] - row[n]) / teacher_temperature) ** 2)
+    tensors = [torch.tensor(values, dtype=torch.float32) for values in (queries, passages, scores)]
+    how = {"temperature": temperature, "teacher_temperature": teacher_temperature}
+    loss = margin_mse_loss(*tensors, torch.tensor(positives), similarity="cosine" if cosine else "dot", **how)
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(sum(terms) / len(terms), rel=1e-3, abs=1e-4)
+
+
+def test_over_lists_of_its_own_the_loss_of_margins_is_that_of_sentence_transformers():
+    queries, *columns = (torch.tensor(v, dtype=torch.float32) for v in vectors(3, 4, 4, 4, 4))
+    taught = torch.rand((4, 3), generator=torch.Generator().manual_seed(0))
+    expected = MarginMSELoss(None, pairwise_dot_score).compute_loss_from_embeddings(
+        [queries, *columns], taught[:, :1] - taught[:, 1:]
+    )
+    scores, positives = torch.full((4, 12), NAN), torch.eye(4, 12, dtype=torch.bool)
+    for row in range(4):
+        scores[row, [row, 4 + row, 8 + row]] = taught[row]
+    how = {"similarity": "dot", "temperature": 1.0, "teacher_temperature": 1.0}
+    found = margin_mse_loss(queries, torch.cat(columns), scores, positives, **how)
+    torch.testing.assert_close(found, expected)
+
+
+def test_margins_need_a_positive_whose_score_is_known():
+    query, passages = (torch.tensor(v, dtype=torch.float32) for v in vectors(1, 1, 3))
+    how = {"similarity": "dot", "temperature": 1.0, "teacher_temperature": 1.0}
+    for scores, positives in (
+        ([[1.0, 2.0, 3.0]], [[False, False, False]]),
+        ([[NAN, 2.0, 3.0]], [[True, False, False]]),
+        ([[1.0, 2.0, 3.0]], [[True, False]]),
+    ):
+        with pytest.raises(ValueError, match="one or more per query whose scores are known"):
+            margin_mse_loss(query, passages, torch.tensor(scores), torch.tensor(positives), **how)
 
 
 def test_gradients_are_those_of_finite_differences_and_end_at_the_teacher():
@@ -189,6 +253,37 @@ def test_a_bi_encoder_learns_the_order_of_its_teacher(plain_folder, tmp_path):
     assert last["loss"] < 0.5 * first["loss"]
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_margins_are_learnt_alone_and_beside_the_contrastive_loss(plain_folder, tmp_path, frozen, weight):
+    encoder = two_of(plain_folder) if frozen else BiEncoder.from_pretrained(plain_folder, "cpu", **LENGTHS)
+    settings = replace(
+        SETTINGS,
+        loss="margin_mse",
+        contrastive_weight=weight,
+        frozen_passages=frozen,
+        teacher_temperature=1.0,
+    )
+    settings, data = replace(settings, teacher_temperature=1.0), replace(TAUGHT, missing_score=0.0)
+    trained = train(encoder, data, tmp_path / "run", settings)
+    first, *_, last = trained.steps
+    doc_ids = list(data.passages) if frozen else ["p0", "p1", "p2"]
+    query_emb = torch.tensor(encoder.encode_queries(["masks", "bats", "zinc"]))
+    passage_emb = torch.tensor(encoder.encode_passages([data.passages[d] for d in doc_ids]))
+    scores = torch.tensor([[data.scores[q].get(d, 0.0) for d in doc_ids] for q in ("q0", "q1", "q2")])
+    record = TrainingSequence(data, 3, 1, 0)
+    own = {record[i].example.query_id: record[i].positive for i in range(3)}
+    positives = torch.tensor([[d == own[q] for d in doc_ids] for q in ("q0", "q1", "q2")])
+    how = {"similarity": encoder.config.similarity, "temperature": 0.05}
+    expected = margin_mse_loss(query_emb, passage_emb, scores, positives, teacher_temperature=1.0, **how)
+    if weight:
+        relevant = torch.tensor([[d in e.positives for d in doc_ids] for e in data.examples])
+        masks = {"positives": positives, "not_negative": relevant}
+        expected = expected + weight * in_batch_negatives_loss(query_emb, passage_emb, **how, **masks)
+    assert first["loss"] == pytest.approx(float(expected), rel=1e-3)
+    assert last["loss"] < first["loss"]
+
+
 def test_a_teacher_needs_settings_for_it_and_they_need_a_teacher(plain_folder, tmp_path):
     encoder = BiEncoder.from_pretrained(plain_folder, device="cpu", **LENGTHS)
     plain = replace(TAUGHT, scores={})
@@ -204,6 +299,8 @@ def test_a_teacher_needs_settings_for_it_and_they_need_a_teacher(plain_folder, t
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"loss": "mse"}, "loss must be one of ('kl_divergence', 'margin_mse'), got 'mse'"),
+        ({"contrastive_weight": -1.0}, "contrastive_weight must be at least 0, got -1.0"),
         ({"teacher_temperature": 0.0}, "teacher_temperature must be above 0, got 0.0"),
         ({"symmetric": True}, "symmetric must be False in distillation, got True"),
     ],

@@ -26,7 +26,7 @@ from dpr.models.two_encoders import TwoEncoders
 from dpr.search.index import build_index
 from dpr.training.collator import Collator, QueryCollator
 from dpr.training.dataset import TrainingSequence
-from dpr.training.distillation import kl_divergence_loss
+from dpr.training.distillation import kl_divergence_loss, margin_mse_loss
 from dpr.training.losses import in_batch_logits, in_batch_negatives_loss
 from dpr.training.resume import MODEL, Training, check_training, train_or_resume, training_record
 from dpr.training.settings import VALIDATION_METRICS, DistillationSettings, TrainingSettings
@@ -149,15 +149,13 @@ class BiEncoderTrainer(LoggedTrainer):
         queries, passages = model(inputs["queries"], inputs.get("passages"))
         how = {"similarity": self.encoder.config.similarity, "temperature": self.settings.temperature}
         chance = math.log(len(passages))
+        masks = {name: inputs[name] for name in ("positives", "not_negative")}
         if "scores" in inputs:
-            taught = {"scores": inputs["scores"], "teacher_temperature": self.settings.teacher_temperature}
-            loss = kl_divergence_loss(queries, passages, **taught, **how)
+            loss = self._taught_loss(queries, passages, inputs["scores"], masks, how)
             with torch.no_grad():  # of similarities that are all the same
-                chance = kl_divergence_loss(
-                    torch.zeros_like(queries), passages, **taught, **how | {"similarity": "dot"}
-                )
+                none, dot = torch.zeros_like(queries), how | {"similarity": "dot"}
+                chance = self._taught_loss(none, passages, inputs["scores"], masks, dot)
         else:
-            masks = {name: inputs[name] for name in ("positives", "not_negative")}
             loss = self._loss(queries, passages, symmetric=self.settings.symmetric, **how, **masks)
         if self.model.training:
             with torch.no_grad():
@@ -169,6 +167,18 @@ class BiEncoderTrainer(LoggedTrainer):
             self.tally["chance"] = self.tally["chance"] + chance
             self.tally["right"] = self.tally["right"] + right  # a tensor, left on the device
             self.tally["tokens"] = self.tally["tokens"] + sum(mask.sum() for mask in tokens)
+        return loss
+
+    def _taught_loss(self, queries, passages, scores, masks, how) -> torch.Tensor:
+        """The loss against a teacher's scores, with the contrastive loss if the settings give it a weight."""
+        settings, positives = self.settings, masks["positives"]
+        taught = {"teacher_temperature": settings.teacher_temperature, **how}
+        if settings.loss == "margin_mse":
+            loss = margin_mse_loss(queries, passages, scores, positives & ~scores.isnan(), **taught)
+        else:
+            loss = kl_divergence_loss(queries, passages, scores, **taught)
+        if settings.contrastive_weight:
+            loss = loss + settings.contrastive_weight * self._loss(queries, passages, **how, **masks)
         return loss
 
     def validate(self) -> dict[str, float]:

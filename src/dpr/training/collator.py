@@ -104,12 +104,15 @@ class QueryCollator:
 
         Returns:
             `queries`: as from `Collator`. `scores`: float32 [B, P], the teacher's scores of all P passages;
-            NaN where unknown. `not_negative`: bool [B, P], the query's positives.
+            NaN where unknown. `not_negative`: bool [B, P], the query's positives; `positives`: bool [B, P],
+            that of its record.
         """
         examples = {r.example.query_id: r.example for r in records}
+        own = {r.example.query_id: r.positive for r in records}
         scores = torch.full((len(examples), len(self._columns)), self.data.missing_score)
-        not_negative = torch.zeros(scores.shape, dtype=torch.bool)
+        not_negative, positives = (torch.zeros(scores.shape, dtype=torch.bool) for _ in range(2))
         for row, (query_id, example) in enumerate(examples.items()):
+            positives[row, self._columns[own[query_id]]] = True
             found = {d: s for d, s in self.data.scores[query_id].items() if d in self._columns}
             scores[row, [self._columns[d] for d in found]] = torch.tensor(
                 list(found.values()), dtype=torch.float32
@@ -117,7 +120,7 @@ class QueryCollator:
             not_negative[row, [self._columns[d] for d in example.positives]] = True
         tokens = [self.query_tokens[q] for q in examples]
         queries = _passes(self.encoder.query, tokens, self.pass_tokens)
-        return {"queries": queries, "scores": scores, "not_negative": not_negative}
+        return {"queries": queries, "scores": scores, "positives": positives, "not_negative": not_negative}
 
 
 def _query_tokens(encoder: BiEncoder | TwoEncoders, data: TrainingData) -> dict[str, dict[str, np.ndarray]]:

@@ -9,6 +9,9 @@ from dpr.arguments import check_fields_of
 PRECISIONS = ("float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "cosine")
 VALIDATION_METRICS = ("nDCG@10", "RR@10", "R@100")
+DISTILLATION_LOSSES = ("kl_divergence", "margin_mse")
+RERANKING_LOSSES = ("binary_cross_entropy", "mse", "margin_mse", "listwise")
+RERANKING_METRICS = ("nDCG@10", "RR@10")
 TEXT_METRICS = ("BLEU", "ROUGE-1", "ROUGE-2", "ROUGE-L")
 PASSAGE_GAIN = "passage gain"
 
@@ -153,10 +156,12 @@ class TrainingSettings(LoopSettings):
 class DistillationSettings(TrainingSettings):
     """Settings of a bi-encoder's training by a teacher's scores (`TrainingData.with_scores`).
 
-    The loss is `dpr.training.distillation.kl_divergence_loss` over all passages of the batch whose score for
-    the query is known. `all_positives` plays no part in it, and it has no symmetric form.
+    The loss is one of `dpr.training.distillation` over all passages of the batch whose score for the query
+    is known, alone or beside the contrastive loss. It has no symmetric form.
 
     Args:
+        loss: `kl_divergence` or `margin_mse`.
+        contrastive_weight: The contrastive loss is added with this weight; 0: it plays no part.
         teacher_temperature: The teacher's scores are divided by it before their softmax; above 0.
         frozen_passages: Train only the query encoder of `TwoEncoders`. The vectors of passages stay, and with
             them every index; each query is compared with all passages of the data, none is encoded again,
@@ -166,11 +171,15 @@ class DistillationSettings(TrainingSettings):
         ValueError: A value outside its range; the message names field and value.
     """
 
+    loss: str = "kl_divergence"
+    contrastive_weight: float = 0.0
     teacher_temperature: float = 0.05
     frozen_passages: bool = False
 
     def __post_init__(self):
         super().__post_init__()
+        check_fields(self, f"one of {DISTILLATION_LOSSES}", DISTILLATION_LOSSES.__contains__, "loss")
+        check_fields(self, "at least 0", lambda v: v >= 0, "contrastive_weight")
         check_fields(self, "above 0", lambda v: v > 0, "teacher_temperature")
         check_fields(self, "False in distillation", lambda v: not v, "symmetric")
 
@@ -204,3 +213,41 @@ class GeneratorSettings(LoopSettings):
         super().__post_init__()
         check_fields(self, "at least 0 and below 1", lambda v: 0 <= v < 1, "label_smoothing")
         check_fields(self, "None or at least 1", lambda v: v is None or v >= 1, "lora_rank")
+
+
+@dataclass(frozen=True)
+class RerankerSettings(LoopSettings):
+    """Settings of a cross-encoder's training: those of `LoopSettings` and of its loss.
+
+    A record is a query with one of its positives and some of its negatives; see
+    `dpr.reranking.training.train_reranker`.
+
+    Args:
+        loss: What the scores z of a query's passages are held against. `binary_cross_entropy`: a sigmoid of
+            each z against relevant or not. `mse`: each z against its label. `margin_mse`: how much larger the
+            positive's z is than each negative's, against the same difference of labels. `listwise`: the
+            softmax over the z against that of the labels.
+        num_negatives: Negatives of each record; `margin_mse` repeats those of a query with fewer.
+        label_temperature: Labels are divided by it; above 0. In `listwise` a smaller one makes the softmax of
+            the labels sharper. It plays no part in `binary_cross_entropy`.
+        metric: What picks the checkpoint, over the validation pool: nDCG@10 or RR@10.
+
+    Raises:
+        ValueError: A value outside its range; the message names field and value.
+
+    Source: Hofstätter et al. 2020, Improving efficient neural ranking models with cross-architecture
+    knowledge distillation (MarginMSE); Cao et al. 2007, Learning to rank (the listwise loss, ListNet's).
+    """
+
+    METRICS = RERANKING_METRICS
+
+    loss: str = "listwise"
+    num_negatives: int = 3
+    label_temperature: float = 0.1
+    metric: str = "nDCG@10"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_fields(self, f"one of {RERANKING_LOSSES}", RERANKING_LOSSES.__contains__, "loss")
+        check_fields(self, "at least 1", lambda v: v >= 1, "num_negatives")
+        check_fields(self, "above 0", lambda v: v > 0, "label_temperature")

@@ -1,0 +1,1 @@
+"""Cross-encoders: scoring pairs, reranking runs, and training on lists of passages."""
