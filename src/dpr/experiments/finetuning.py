@@ -108,7 +108,7 @@ def train_and_search(
     Raises:
         ValueError: An error of `train`.
     """
-    start = _with_passage_length(encoder, training_length or space.profile.training_length)
+    start = with_passage_length(encoder, training_length or space.profile.training_length)
     path, record = space.kept_training(tag), describe_training(start, data, settings, validation, [tag])
     kept = read_kept_training(path, record)
     searched = kept and kept.finished.get("searched")
@@ -118,7 +118,7 @@ def train_and_search(
     folder = space.training_folder(data.name, tag, record)
     more = {"callbacks": callbacks, "passage_emb": passage_emb}
     trained = train(start, data, folder, settings, validation=validation, tags=[tag], **more)
-    ready = _with_passage_length(trained.encoder, space.profile.passage_max_length)
+    ready = with_passage_length(trained.encoder, space.profile.passage_max_length)
     _, result = space.search_and_save(
         ready,
         collection,
@@ -134,7 +134,7 @@ def train_and_search(
     return FineTuned(result, trained, means)
 
 
-def _with_passage_length(encoder: BiEncoder | TwoEncoders, length: int) -> BiEncoder | TwoEncoders:
+def with_passage_length(encoder: BiEncoder | TwoEncoders, length: int) -> BiEncoder | TwoEncoders:
     """The same encoder with another `passage_max_length`."""
     if isinstance(encoder, TwoEncoders):
         return TwoEncoders(encoder.query, encoder.passage.with_settings(passage_max_length=length))

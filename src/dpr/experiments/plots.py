@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -55,23 +56,50 @@ def plot_token_lengths(lengths: np.ndarray, max_length: int, title: str) -> Plot
 
 def plot_tuning(tuning: Tuning, default: tuple[float, float], title: str) -> Plot:
     """Heat map of the metric by k1 and b, with frames around the best and the default setting."""
-    k1_values = sorted({k1 for k1, _ in tuning.grid})
-    b_values = sorted({b for _, b in tuning.grid})
-    grid = np.array([[tuning.grid[k1, b] for k1 in k1_values] for b in b_values])
-    figure, axes = _axes(title, "k1", "b")
+    values = {pair: tuning.grid[pair] for pair in sorted(tuning.grid)}
+    frames = ((default, GREY, "default"), ((tuning.k1, tuning.b), RED, "best on dev"))
+    label = f"{tuning.metric}, {tuning.num_queries} {tuning.split} queries"
+    return _heat_map(values, ("k1", "b"), frames, label, title)
+
+
+def plot_grid(
+    values: Mapping[tuple[Any, Any], float], settings: tuple[str, str], label: str, title: str
+) -> Plot:
+    """Heat map of a metric by two settings, with a frame around the best cell.
+
+    Args:
+        values: (value of the first setting, of the second) → metric; a pair that is missing stays empty.
+        settings: Names of the two: the first goes from left to right, the second upwards, as given.
+        label: What the colours mean, such as `nDCG@10, 100 dev queries`.
+        title: The figure's title.
+
+    Raises:
+        ValueError: No values.
+    """
+    if not values:
+        raise ValueError("a heat map needs values, as Grid.pairs gives them; there are none")
+    best = max(values, key=values.__getitem__)
+    return _heat_map(values, settings, [(best, RED, "best")], label, title)
+
+
+def _heat_map(values, settings, frames, label: str, title: str) -> Plot:
+    """Cells (x, y) → value, coloured and written out, with frames (cell, colour, name) around some."""
+    columns, rows = (list(dict.fromkeys(pair[side] for pair in values)) for side in (0, 1))
+    grid = np.array([[values.get((x, y), np.nan) for x in columns] for y in rows])
+    figure, axes = _axes(title, *settings)
     image = axes.imshow(grid, origin="lower", aspect="auto", cmap="Blues")
-    axes.set_xticks(range(len(k1_values)), k1_values)
-    axes.set_yticks(range(len(b_values)), b_values)
-    middle = (grid.min() + grid.max()) / 2
-    for (row, column), value in np.ndenumerate(grid):
-        colour = "white" if value > middle else "black"
-        axes.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=8, color=colour)
-    for (k1, b), colour, label in ((default, GREY, "default"), ((tuning.k1, tuning.b), RED, "best on dev")):
-        if k1 in k1_values and b in b_values:
-            corner = (k1_values.index(k1) - 0.5, b_values.index(b) - 0.5)
-            axes.add_patch(_frame(corner, colour, label))
+    axes.set_xticks(range(len(columns)), map(str, columns))
+    axes.set_yticks(range(len(rows)), map(str, rows))
+    middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
+    for (x, y), value in values.items():
+        at = {"ha": "center", "va": "center", "color": "white" if value > middle else "black"}
+        axes.text(columns.index(x), rows.index(y), f"{value:.3f}", fontsize=8, **at)
+    for (x, y), colour, name in frames:
+        if x in columns and y in rows:
+            corner = (columns.index(x) - 0.5, rows.index(y) - 0.5)
+            axes.add_patch(_frame(corner, colour, name))
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    figure.colorbar(image, label=f"{tuning.metric}, {tuning.num_queries} {tuning.split} queries", pad=0.02)
+    figure.colorbar(image, label=label, pad=0.02)
     return figure
 
 
