@@ -9,6 +9,7 @@ from dpr.data.loading import find_data, project_root
 from dpr.training.settings import (
     DistillationSettings,
     GeneratorSettings,
+    RerankerSettings,
     TrainingSettings,
     check_fields,
 )
@@ -106,6 +107,48 @@ class SyntheticTraining:
 
 
 @dataclass(frozen=True)
+class Reranking:
+    """Settings for training cross-encoders and for reranking with them.
+
+    Args:
+        max_length: Number of tokens at which a pair of query and passage is cut.
+        depth: Hits of BM25 that are reranked for each test query.
+        deeper: The larger number of hits that this is compared with.
+        deeper_queries: Test queries of that comparison.
+        pool_queries: Judged queries that checkpoints are selected by.
+        pool_depth: Hits of BM25 that are reranked for each of these.
+        negatives: Negatives drawn for each training query from its teacher's hits.
+        most_written: Most written queries to train on.
+        written: Settings of training on written queries with a teacher's scores.
+        judged: Settings of training on judgements; its seed is replaced by each of the profile's.
+        first_rate: The learning rate of a training on judgements that does not go on from `written`.
+        most_distilled: Most written queries that the cross-encoder scores to teach the bi-encoder.
+        distillation: Settings of that; its seed is replaced, and for comparison its loss.
+    """
+
+    max_length: int = 192
+    depth: int = 100
+    deeper: int = 1000
+    deeper_queries: int = 20
+    pool_queries: int = 60
+    pool_depth: int = 20
+    negatives: int = 10
+    most_written: int = 2400
+    written: RerankerSettings = field(default_factory=RerankerSettings)
+    judged: RerankerSettings = field(default_factory=RerankerSettings)
+    first_rate: float = 1e-4
+    most_distilled: int = 800
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
+
+    def __post_init__(self):
+        check_fields_of(self)
+        sizes = ("depth", "deeper", "deeper_queries", "pool_queries", "pool_depth", "negatives")
+        more = ("most_written", "most_distilled")
+        check_fields(self, "at least 1", lambda v: v >= 1, "max_length", *sizes, *more)
+        check_fields(self, "above 0", lambda v: v > 0, "first_rate")
+
+
+@dataclass(frozen=True)
 class Profile:
     """All settings that a notebook takes from its parameter `PROFILE`.
 
@@ -131,6 +174,7 @@ class Profile:
         larger: Name of a larger set of passages for approximate search; skipped if it is not at hand.
         writing: Settings for the queries that models write for passages.
         synthetic: Settings for training on such queries.
+        reranking: Settings for cross-encoders.
         seeds: Seeds of fine-tuning, one training for each; the first one also seeds everything else.
         num_passages: The collection is cut to this many passages; None keeps all.
         num_queries: Each split is cut to this many queries, if `num_passages` is given; None keeps all.
@@ -158,6 +202,7 @@ class Profile:
     larger: str | None = None
     writing: QueryWriting = field(default_factory=QueryWriting)
     synthetic: SyntheticTraining = field(default_factory=SyntheticTraining)
+    reranking: Reranking = field(default_factory=Reranking)
     seeds: tuple[int, ...] = (0, 1, 2)
     num_passages: int | None = None
     num_queries: int | None = None
@@ -197,6 +242,44 @@ SMALL_SYNTHETIC = SyntheticTraining(
     ),
 )
 
+TEACHING = RerankerSettings(batch_size=8, learning_rate=1e-4, dropout=0.0, precision="bfloat16", log_every=10)
+SMALL_RERANKING = Reranking(
+    written=replace(TEACHING, num_epochs=1.0, eval_every=100),
+    judged=replace(TEACHING, num_steps=100, learning_rate=5e-5, num_negatives=4, eval_every=50),
+    distillation=DistillationSettings(
+        num_epochs=1.0,
+        batch_size=16,
+        learning_rate=2e-5,
+        num_negatives=3,
+        dropout=0.0,
+        precision="bfloat16",
+        teacher_temperature=1.0,
+    ),
+)
+QUICK = replace(TEACHING, batch_size=4, precision="float32", eval_every=4, log_every=2)
+SAMPLE_RERANKING = Reranking(
+    max_length=96,
+    depth=10,
+    deeper=30,
+    deeper_queries=5,
+    pool_queries=20,
+    pool_depth=5,
+    negatives=5,
+    most_written=40,
+    written=replace(QUICK, num_steps=8),
+    judged=replace(QUICK, num_steps=4),
+    most_distilled=40,
+    distillation=DistillationSettings(
+        num_steps=4,
+        batch_size=8,
+        learning_rate=2e-5,
+        num_negatives=3,
+        dropout=0.0,
+        log_every=2,
+        teacher_temperature=1.0,
+    ),
+)
+
 PROFILES = {
     profile.name: profile
     for profile in (
@@ -215,6 +298,7 @@ PROFILES = {
                 most_distilled=200,
                 distillation=replace(DISTILLATION, num_steps=8, batch_size=16, log_every=4),
             ),
+            reranking=SAMPLE_RERANKING,
             num_passages=1000,
             num_queries=200,
             seeds=(0,),
@@ -236,6 +320,7 @@ PROFILES = {
                 most_distilled=100,
                 distillation=replace(DISTILLATION, num_steps=4, batch_size=8, log_every=1),
             ),
+            reranking=replace(SAMPLE_RERANKING, depth=5, deeper=10, max_length=64),
             num_passages=300,
             num_queries=40,
             seeds=(0,),
@@ -255,6 +340,7 @@ PROFILES = {
             larger="msmarco-dl",
             writing=SMALL_WRITING,
             synthetic=SMALL_SYNTHETIC,
+            reranking=SMALL_RERANKING,
         ),
         Profile(
             "nfcorpus",
@@ -277,6 +363,7 @@ PROFILES = {
             triples="squad-triples",
             writing=replace(SMALL_WRITING, num_queries=(1, 5, 10, 20)),
             synthetic=SMALL_SYNTHETIC,
+            reranking=SMALL_RERANKING,
         ),
         Profile(
             "trec-covid",
@@ -297,6 +384,18 @@ PROFILES = {
             synthetic=SyntheticTraining(
                 most_queries=100_000,
                 training=TrainingSettings(num_epochs=1, batch_size=128, learning_rate=2e-5, eval_every=80),
+            ),
+            reranking=Reranking(
+                max_length=256,
+                pool_queries=200,
+                pool_depth=50,
+                most_written=100_000,
+                written=replace(TEACHING, num_epochs=1.0, batch_size=32, num_negatives=7, eval_every=500),
+                judged=replace(TEACHING, num_epochs=1.0, batch_size=32, num_negatives=1, eval_every=80),
+                most_distilled=50_000,
+                distillation=DistillationSettings(
+                    num_epochs=1.0, batch_size=64, num_negatives=5, teacher_temperature=1.0
+                ),
             ),
         ),
     )
@@ -340,7 +439,6 @@ def get_profile(name: str) -> Profile:
 def without_judgements_to_learn_from(profile: Profile) -> Profile:
     """The profile of a collection without train judgements: it learns from docstrings, as `sample` does."""
     sample = PROFILES["sample"]
-    parts = ("training", "training_length", "validation_passages", "validation_queries", "synthetic", "seeds")
-    return replace(
-        profile, training_set="docstrings/train", **{part: getattr(sample, part) for part in parts}
-    )
+    parts = ("training", "training_length", "validation_passages", "validation_queries", "synthetic")
+    taken = {part: getattr(sample, part) for part in (*parts, "reranking", "seeds")}
+    return replace(profile, training_set="docstrings/train", **taken)

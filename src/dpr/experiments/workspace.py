@@ -199,13 +199,13 @@ class Workspace:
         return self.root / "runs" / Path(self.profile.collection).name
 
     def _bring_kept(self) -> None:
-        """Copy to `runs` what the repository keeps of trainings and queries here, unless it is there."""
+        """Copy to `runs` what the repository keeps of trainings, queries and scores, unless it is there."""
         repository = next((f for f in (project_root(), Path(__file__).parents[3]) if is_repository(f)), None)
         kept = repository and repository / "runs" / self.runs.name
         if not kept or not kept.is_dir() or kept.resolve() == self.runs.resolve():
             return
         trainings = sorted((kept / "training").glob("*.json"))
-        files = [*trainings, *sorted((kept / "queries").glob("*"))]
+        files = [*trainings, *sorted((kept / "queries").glob("*")), *sorted((kept / "teachers").glob("*"))]
         files += [path for training in trainings for path in kept.glob(f"{training.stem}.*")]
         for path in files:
             target = self.runs / path.relative_to(kept)

@@ -1,6 +1,8 @@
 """A cross-encoder: query and passage read together as one input, for one score."""
 
+import copy
 import inspect
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,11 +26,13 @@ from dpr.models.checkpoint import (
     weights_fingerprint,
     writing_weights,
 )
+from dpr.reranking.segments import SEGMENTS_HEAD, SegmentSimilarity
 
 MIN_LENGTH = 5  # tokens in a pair: three special ones and one of each text
 CPU_BATCH = 2_048  # most tokens per batch
 BLOCK = 4_096  # pairs per block when all scores are kept in memory
-KIND = "a cross-encoder"
+KIND, TRANSFORMER = "a cross-encoder", "sentence_transformers.base.modules.transformer.Transformer"
+HEADS = ("segments", "cls")
 PROBE = ("which planet is the largest?", "Jupiter is the largest planet of the solar system.")
 SAME = 1e-6  # scores that differ by less, relative to their size, are the same
 
@@ -41,7 +45,8 @@ class Reranker:
 
     Attributes:
         name: The checkpoint's name, without owner or folder.
-        container: The `CrossEncoder`, with its weights in float32.
+        container: The `CrossEncoder`, with its weights in float32: a sequence classifier with one score, or
+            a transformer with `dpr.reranking.segments.SegmentSimilarity`.
         tokenizer: Its tokenizer.
         max_length: Number of tokens at which a pair is cut, the longer text first, special tokens included.
         precision: The number format in which scores are computed, a key of `PRECISIONS`.
@@ -53,7 +58,7 @@ class Reranker:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.container, self.name, self.max_length, self.precision = container, name, max_length, precision
         self.tokenizer = container.tokenizer
-        longest = max_tokens(self.model.base_model)
+        longest = max_tokens(getattr(self.model, "base_model", self.model))
         if not MIN_LENGTH <= max_length <= longest:
             raise ValueError(f"max_length of {name} must be from {MIN_LENGTH} to {longest}, got {max_length}")
         read = set(inspect.signature(self.model.forward).parameters)
@@ -84,54 +89,76 @@ class Reranker:
         """
         path = find_checkpoint(name_or_folder)
         with naming_damage(path):
-            container = _load(path, device, max_length)
-        if container.max_length is None or container.max_length > 1e9:
+            container = _load(path, device)
+        length = max_length or container.max_seq_length
+        if length is None or length > 1e9:
             raise ValueError(f"{path} does not say its length; pass max_length=…")
         if precision is None:
             precision = "float32" if container.device.type == "cpu" else "float16"
         name = str(name_or_folder).rstrip("/").split("/")[-1]
-        return cls(container, name, container.max_length, precision)
+        return cls(container, name, length, precision)
 
     @classmethod
     @checked
     def from_encoder(
-        cls, encoder: BiEncoder, max_length: int, seed: int = 0, precision: str | None = None
+        cls,
+        encoder: BiEncoder,
+        max_length: int,
+        head: str = "segments",
+        seed: int = 0,
+        precision: str | None = None,
     ) -> "Reranker":
-        """Put a new head with random weights on a copy of a bi-encoder's transformer, to be trained.
-
-        Untrained, its scores mean nothing.
+        """Make a cross-encoder from a copy of a bi-encoder's transformer, to be trained.
 
         Args:
-            encoder: The bi-encoder; its pooling and lengths play no part.
+            encoder: The bi-encoder; its pooling, prompts and lengths play no part.
             max_length: Number of tokens at which a pair is cut.
-            seed: Seed of the head's weights.
+            head: `segments` compares the means over query and passage, as mean pooling does, and ranks
+                somewhat before training; the transformer must have segment ids. `cls` is the usual linear
+                layer over the first token, with random weights: untrained, its scores mean nothing.
+            seed: Seed of the weights of `cls`.
             precision: As in `from_pretrained`.
+
+        Raises:
+            ValueError: An unknown head, or `segments` for a transformer without segment ids.
         """
+        if head not in HEADS:
+            raise ValueError(f"head must be one of {HEADS}, got {head!r}")
+        from sentence_transformers import CrossEncoder
+        from sentence_transformers.base.modules import Transformer
         from transformers import AutoModelForSequenceClassification
 
         quieten()
-        config = type(encoder.model.config).from_dict(
-            {**encoder.model.config.to_dict(), "id2label": {0: "relevance"}, "label2id": {"relevance": 0}}
-        )
+        one = {"id2label": {0: "relevance"}, "label2id": {"relevance": 0}}
+        config = type(encoder.model.config).from_dict({**encoder.model.config.to_dict(), **one})
         with torch.random.fork_rng(), TemporaryDirectory() as folder:
-            torch.manual_seed(seed)
-            model = AutoModelForSequenceClassification.from_config(config)
-            model.base_model.load_state_dict(encoder.model.state_dict(), strict=False)
+            if head == "cls":
+                torch.manual_seed(seed)
+                model = AutoModelForSequenceClassification.from_config(config)
+                model.base_model.load_state_dict(encoder.model.state_dict(), strict=False)
+            else:
+                model = copy.deepcopy(encoder.model)
+                model.config = config
             model.save_pretrained(folder)
             encoder.tokenizer.save_pretrained(folder)
+            if head == "segments":
+                how = {"transformer_task": "feature-extraction", "model_kwargs": {"dtype": torch.float32}}
+                CrossEncoder(modules=[Transformer(folder, **how), SegmentSimilarity()]).save(folder)
             started = cls.from_pretrained(folder, max_length, encoder.model.device.type, precision)
         started.name = encoder.name
+        if head == "segments" and not started.has_segments:
+            raise ValueError(f"{encoder.name} has no segment ids, which the head needs; use head='cls'")
         return started
 
     @property
     def model(self) -> torch.nn.Module:
-        """The transformer with its head."""
-        return self.container.model
+        """The transformer, of a sequence classifier with its head."""
+        return self.container[0].model
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits of SHA-256 over length and weights, which identify the model exactly."""
-        return weights_fingerprint(self.model, {"max_length": self.max_length})
+        return weights_fingerprint(self.container, {"max_length": self.max_length})
 
     @property
     def batch_tokens(self) -> int:
@@ -219,7 +246,7 @@ class Reranker:
         """The scores of a padded batch, float32 [B], in the reranker's precision."""
         dtype = PRECISIONS[self.precision]
         with torch.autocast(self.model.device.type, dtype, enabled=dtype != torch.float32):
-            return self.model(**batch).logits[:, 0].float().cpu().numpy()
+            return self.container(dict(batch))["scores"][:, 0].float().cpu().numpy()
 
     @checked
     def save(self, folder: Path | str) -> None:
@@ -233,20 +260,28 @@ class Reranker:
         Raises:
             ValueError: `folder` holds something else.
         """
-        self.container.max_length = self.max_length
+        self.container.max_seq_length = self.max_length
         self.container.activation_fn = torch.nn.Identity()  # a sigmoid would make ties of large scores
         with atomic_folder(folder, KIND) as fresh, writing_weights(folder):
             self.container.save(str(fresh), create_model_card=False)
 
 
-def _load(path: str, device: str | None, max_length: int | None):
+def _load(path: str, device: str | None):
     """Load a `CrossEncoder` of one score in float32, of whose weights none is missing."""
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.modules import Transformer
     from transformers import AutoConfig
 
     quieten()
     refuse_custom_code(path)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    how = {"model_kwargs": {"dtype": torch.float32}, "trust_remote_code": False}
+    parts = _parts(path)
+    if list(parts) == [TRANSFORMER, SEGMENTS_HEAD]:
+        head = SegmentSimilarity.load(path, subfolder=parts[SEGMENTS_HEAD])
+        modules = [Transformer.load(path, subfolder=parts[TRANSFORMER], **how), head]
+        return CrossEncoder(modules=modules, device=device)
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     kind = (config.architectures or ["no architecture"])[0]
     if not kind.endswith("ForSequenceClassification") or config.num_labels != 1:
@@ -254,12 +289,9 @@ def _load(path: str, device: str | None, max_length: int | None):
             f"{path} is {kind} with {config.num_labels} labels, not a sequence classifier with one score; "
             f"to train one from a bi-encoder use Reranker.from_encoder"
         )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    how = {"model_kwargs": {"dtype": torch.float32}, "trust_remote_code": False}
-    container = CrossEncoder(path, device=device, max_length=max_length, **how)
-    parts = [type(part).__name__ for part in container]
-    if parts != ["Transformer"]:
-        raise ValueError(f"{path} is made of {parts}; only a Transformer can be read")
+    if parts and list(parts) != [TRANSFORMER]:
+        raise ValueError(f"{path} is made of {', '.join(parts)}; only a Transformer can be read")
+    container = CrossEncoder(path, device=device, **how)
     kind = type(container.model)
     _, found = kind.from_pretrained(
         path, config=container.model.config, device_map="meta", output_loading_info=True
@@ -267,6 +299,16 @@ def _load(path: str, device: str | None, max_length: int | None):
     if missing := sorted(found["missing_keys"]):
         raise ValueError(f"{path} lacks the weights {', '.join(missing[:3])} ({len(missing)}) of its head")
     return container
+
+
+def _parts(path: str) -> dict[str, str]:
+    """The modules of a sentence-transformers checkpoint: dotted name → subfolder; empty for another one."""
+    from sentence_transformers.util import load_file_path
+
+    found = load_file_path(path, "modules.json")
+    if found is None:
+        return {}
+    return {module["type"]: module["path"] for module in json.loads(Path(found).read_text(encoding="utf-8"))}
 
 
 def checked_pairs(pairs: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
@@ -326,8 +368,8 @@ def tokenize_pairs(
 
 
 def without_segments(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A batch, each field [B, T], without segment ids, for which the model takes 0: the classic mistake."""
-    return {field: rows for field, rows in batch.items() if field != "token_type_ids"}
+    """A batch, each field [B, T], with 0 for every segment id, as where they are not passed on."""
+    return {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
 
 
 @checked
@@ -357,7 +399,8 @@ def check_pairs(reranker: Reranker) -> dict[str, float]:
                 f"add token_type_ids to its model_input_names"
             )
         scores["without segments"] = without_segments(batch)
-    scores = {name: float(reranker.score(fields)[0]) for name, fields in scores.items()}
+    with torch.inference_mode():  # in float32, as rounding makes near scores equal
+        scores = {name: float(reranker.container(dict(b))["scores"][0, 0]) for name, b in scores.items()}
     for name, score in scores.items():
         if name != "as read" and abs(score - scores["as read"]) <= SAME * max(1, abs(score)):
             raise ValueError(f"{reranker.name} gives a pair and the same {name} one score, {score:.6g}")
