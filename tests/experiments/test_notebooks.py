@@ -29,7 +29,7 @@ from dpr.files import locked
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-NUMBERS = ["00", "01", "02", "03", "04", "05", "06", "07", "08", "10"]
+NUMBERS = ["00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10"]
 TEMPLATE = "10"  # on one's own texts, without a profile
 PARAMETERS = {number: ["PROFILE", "OUTPUT", "SETTINGS"] for number in NUMBERS}
 PARAMETERS[TEMPLATE] = ["FOLDER", "OUTPUT", "ENCODER", "DEPTH"]

@@ -20,7 +20,7 @@ RUN = {
 @pytest.fixture(scope="module")
 def reranker(plain_folder):
     how = {"pooling": "mean", "query_max_length": 8, "passage_max_length": 16}
-    return Reranker.from_encoder(BiEncoder.from_pretrained(plain_folder, "cpu", **how), 24)
+    return Reranker.from_encoder(BiEncoder.from_pretrained(plain_folder, "cpu", **how), 24, "cls")
 
 
 @pytest.mark.parametrize("depth", [1, 3, 100])

@@ -2,15 +2,17 @@
 
 import json
 import shutil
+from re import escape
 
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import CrossEncoder
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
 from dpr.models.bi_encoder import BiEncoder
-from dpr.reranking.reranker import Reranker, check_pairs, tokenize_pairs, without_segments
+from dpr.reranking.reranker import HEADS, Reranker, check_pairs, tokenize_pairs, without_segments
+from dpr.reranking.segments import SegmentSimilarity
 
 LENGTHS = {"pooling": "mean", "query_max_length": 8, "passage_max_length": 16}
 WORDS = ["masks", "filter", "droplets", "while", "zinc", "shortens", "a", "cold", "and", "bats"]
@@ -25,9 +27,14 @@ def texts(seed, count):
 PAIRS = list(zip(texts(0, 40), texts(1, 40), strict=True))
 
 
-@pytest.fixture(scope="module")
-def reranker(plain_folder):
-    return Reranker.from_encoder(BiEncoder.from_pretrained(plain_folder, "cpu", **LENGTHS), 24, seed=0)
+@pytest.fixture(scope="module", params=HEADS)
+def reranker(plain_folder, request):
+    return made(plain_folder, request.param)
+
+
+def made(folder, head, seed=0):
+    """A cross-encoder from the tiny bi-encoder in a folder."""
+    return Reranker.from_encoder(BiEncoder.from_pretrained(folder, "cpu", **LENGTHS), 24, head, seed)
 
 
 def saved(folder, plain_folder, **shape):
@@ -48,7 +55,7 @@ def saved(folder, plain_folder, **shape):
 @pytest.mark.parametrize("batch_tokens", [None, 1, 100])
 def test_scores_are_those_of_sentence_transformers_on_the_saved_folder(reranker, tmp_path, batch_tokens):
     reranker.save(tmp_path / "model")
-    peer = CrossEncoder(str(tmp_path / "model"), device="cpu")
+    peer = CrossEncoder(str(tmp_path / "model"), device="cpu", trust_remote_code=True)  # our head is ours
     expected = peer.predict([list(pair) for pair in PAIRS])
     scores = reranker.predict(PAIRS, batch_tokens=batch_tokens)
     assert scores.dtype == np.float32
@@ -77,12 +84,64 @@ def test_raw_scores_of_a_classifier_that_states_a_sigmoid(plain_folder, tmp_path
 
 def test_the_body_is_the_encoders_and_only_the_head_is_new(plain_folder):
     encoder = BiEncoder.from_pretrained(plain_folder, "cpu", **LENGTHS)
-    one, same, other = (Reranker.from_encoder(encoder, 24, seed=seed) for seed in (0, 0, 1))
-    body, weights = encoder.model.state_dict(), one.model.base_model.state_dict()
-    assert body.keys() <= weights.keys()
-    assert all(torch.equal(body[name], weights[name]) for name in body)
+    body, before = encoder.model.state_dict(), encoder.fingerprint
+    one, same, other = (Reranker.from_encoder(encoder, 24, "cls", seed) for seed in (0, 0, 1))
+    compared, again = (Reranker.from_encoder(encoder, 24, "segments", seed) for seed in (0, 1))
+    for started in (one, compared):
+        weights = started.model.base_model.state_dict()
+        assert body.keys() <= weights.keys()
+        assert all(torch.equal(body[name], weights[name]) for name in body)
     assert one.fingerprint == same.fingerprint != other.fingerprint
-    assert encoder.fingerprint == BiEncoder.from_pretrained(plain_folder, "cpu", **LENGTHS).fingerprint
+    assert compared.fingerprint == again.fingerprint  # nothing in it is random
+    assert encoder.fingerprint == before
+    with pytest.raises(ValueError, match=escape("head must be one of ('segments', 'cls'), got 'mean'")):
+        Reranker.from_encoder(encoder, 24, "mean")
+
+
+def test_the_segments_head_compares_the_means_of_both_texts(plain_folder):
+    reranker = made(plain_folder, "segments")
+    tokenizer, model = reranker.tokenizer, reranker.model
+    model.eval()
+    for query, passage in PAIRS[:5]:
+        row = tokenizer(query, passage, truncation=True, max_length=24)
+        fields = {name: torch.tensor([values]) for name, values in row.items()}
+        with torch.inference_mode():
+            vectors = model(**fields).last_hidden_state[0].double().numpy()
+        end = row["input_ids"].index(tokenizer.sep_token_id) + 1
+        one, other = vectors[:end].mean(axis=0), vectors[end:].mean(axis=0)
+        cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+        [score] = reranker.predict([(query, passage)])
+        assert score == pytest.approx(20 * (cosine - 0.8), abs=1e-4)
+    assert reranker.container[1].state_dict().keys() == {"scale", "threshold"}
+
+
+def test_the_segments_head_needs_segment_ids(plain_folder, tmp_path):
+    config = BertConfig.from_pretrained(str(plain_folder), type_vocab_size=1)
+    BertModel(config).save_pretrained(tmp_path / "none")
+    AutoTokenizer.from_pretrained(str(plain_folder)).save_pretrained(tmp_path / "none")
+    encoder = BiEncoder.from_pretrained(tmp_path / "none", "cpu", **LENGTHS)
+    with pytest.raises(ValueError, match="has no segment ids, which the head needs; use head='cls'"):
+        Reranker.from_encoder(encoder, 24)
+
+
+def test_what_is_trained_of_the_head_is_saved(plain_folder, tmp_path):
+    reranker = made(plain_folder, "segments")
+    with torch.no_grad():
+        reranker.container[1].scale.fill_(3.0)
+        reranker.container[1].threshold.fill_(-0.5)
+    reranker.save(tmp_path / "model")
+    head = Reranker.from_pretrained(tmp_path / "model", device="cpu").container[1]
+    assert isinstance(head, SegmentSimilarity)
+    assert (float(head.scale), float(head.threshold)) == (3.0, -0.5)
+
+
+def test_code_in_a_checkpoint_is_not_executed(plain_folder, tmp_path):
+    made(plain_folder, "segments").save(tmp_path / "model")
+    path = tmp_path / "model" / "modules.json"
+    path.write_text(path.read_text().replace("dpr.reranking.segments.SegmentSimilarity", "evil.Head"))
+    (tmp_path / "model" / "evil.py").write_text("raise SystemExit")
+    with pytest.raises(ValueError, match=r"is BertModel|is made of"):
+        Reranker.from_pretrained(tmp_path / "model", device="cpu")
 
 
 def test_bfloat16_is_near(reranker):
@@ -136,16 +195,14 @@ def test_a_tokenizer_without_segment_ids_is_refused_before_the_first_score(plain
         broken.predict(PAIRS)
 
 
-def test_a_model_whose_segments_say_nothing_is_refused(reranker):
+def test_a_model_whose_segments_say_nothing_is_refused(plain_folder):
+    reranker = made(plain_folder, "cls")
     table = reranker.model.base_model.embeddings.token_type_embeddings.weight
-    kept = table.detach().clone()
+    check_pairs(reranker)
     with torch.no_grad():
         table[1] = table[0]
     with pytest.raises(ValueError, match="a pair and the same without segments one score"):
         check_pairs(reranker)
-    with torch.no_grad():
-        table.copy_(kept)
-    check_pairs(reranker)
 
 
 def test_a_model_blind_to_order_is_refused(plain_folder, tmp_path):

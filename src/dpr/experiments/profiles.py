@@ -129,11 +129,11 @@ class Reranking:
     max_length: int = 192
     depth: int = 100
     deeper: int = 1000
-    deeper_queries: int = 20
+    deeper_queries: int = 15
     pool_queries: int = 60
     pool_depth: int = 20
     negatives: int = 10
-    most_written: int = 2400
+    most_written: int = 2000
     written: RerankerSettings = field(default_factory=RerankerSettings)
     judged: RerankerSettings = field(default_factory=RerankerSettings)
     first_rate: float = 1e-4
@@ -245,7 +245,7 @@ SMALL_SYNTHETIC = SyntheticTraining(
 TEACHING = RerankerSettings(batch_size=8, learning_rate=1e-4, dropout=0.0, precision="bfloat16", log_every=10)
 SMALL_RERANKING = Reranking(
     written=replace(TEACHING, num_epochs=1.0, eval_every=100),
-    judged=replace(TEACHING, num_steps=100, learning_rate=5e-5, num_negatives=4, eval_every=50),
+    judged=replace(TEACHING, num_steps=100, learning_rate=5e-5, eval_every=50),
     distillation=DistillationSettings(
         num_epochs=1.0,
         batch_size=16,

@@ -190,6 +190,7 @@ LEARN = {  # number of a notebook → what its reader learns
     "06": "a language model as query writer, recitation, filters, expansion beside copying",
     "07": "fusion, significance, letters in a table, an evaluator checked by official scores",
     "08": "training data from nothing: written queries, filters, false negatives",
+    "09": "cross-encoders: segment ids, heads and losses, reranking, distillation",
     "10": "the same on texts of your own, in ten lines and in full",
 }
 RENDERED = re.compile(r"^\*Rendered .*?in ([\d.]+) minutes on", re.MULTILINE)

@@ -14,7 +14,7 @@ from dpr.evaluation.metrics import METRICS, Evaluation, evaluate
 from dpr.files import check_name, crc32, read_json, read_lines, write_json, write_text
 from dpr.provenance import git_commit, hardware
 
-WRITERS = "`save_result` writes runs, in notebooks 02, 04, 05, 06, 07 and 08"
+WRITERS = "`save_result` writes runs, in notebooks 02, 04, 05, 06, 07, 08 and 09"
 KEPT_DEPTH = 100  # hits per query in the saved run file; the .csv has metrics of deeper ranks
 
 

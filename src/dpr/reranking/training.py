@@ -186,6 +186,7 @@ class RerankerTrainer(LoggedTrainer):
         sequence, steps, steps_per_epoch = prepare_steps(settings, data, settings.num_negatives)
         self.reranker, self.validation, self._loss = reranker, validation, _loss(reranker, settings)
         set_dropout(reranker.model, settings.dropout)
+        reranker.container.max_seq_length = reranker.max_length  # the loss tokenises with it
         super().__init__(
             reranker.container,
             settings,
