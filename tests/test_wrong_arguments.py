@@ -8,7 +8,12 @@ import pytest
 import dpr
 from dpr.data.collection import Collection, Passage
 from dpr.generation.decoding import Decoding
-from dpr.training.settings import DistillationSettings, GeneratorSettings, TrainingSettings
+from dpr.training.settings import (
+    DistillationSettings,
+    GeneratorSettings,
+    RerankerSettings,
+    TrainingSettings,
+)
 
 WRONG = {
     "None": None,
@@ -41,6 +46,8 @@ def calls(tmp_path_factory, plain_folder, t5_folder):
     how = {"query_max_length": 8, "passage_max_length": 16}
     tiny_encoder = dpr.BiEncoder.from_pretrained(plain_folder, "cpu", pooling="mean", **how)
     tiny_generator = dpr.QueryGenerator.from_pretrained(t5_folder, "cpu", **how)
+    tiny_reranker = dpr.Reranker.from_encoder(tiny_encoder, 24)
+    tiny_reranker.save(folder / "reranker")
     passages = [Passage(f"d{i}", f"title {i}", f"the text of passage {i} about bees") for i in range(8)]
     queries = {f"q{i}": f"which passage is {i}" for i in range(6)}
     qrels = {f"q{i}": {f"d{i}": 1} for i in range(6)}
@@ -144,6 +151,26 @@ def calls(tmp_path_factory, plain_folder, t5_folder):
             tiny_generator.generate,
             {"passages": ["bees"], "decoding": made["greedy"], "seed": 0},
         ),
+        "Reranker.from_encoder": (
+            dpr.Reranker.from_encoder,
+            {"encoder": tiny_encoder, "max_length": 24, "head": "cls", "seed": 0, "precision": "float32"},
+        ),
+        "Reranker.from_pretrained": (
+            dpr.Reranker.from_pretrained,
+            {
+                "name_or_folder": folder / "reranker",
+                "max_length": 24,
+                "precision": "float32",
+            },
+        ),
+        "Reranker.predict": (
+            tiny_reranker.predict,
+            {"pairs": [("bees", "wax")], "overflow": "truncate", "batch_tokens": 64},
+        ),
+        "RerankerSettings": (
+            RerankerSettings,
+            {"num_epochs": 1.0, "loss": "mse", "num_negatives": 2, "label_temperature": 0.5},
+        ),
         "TwoEncoders": (dpr.TwoEncoders, {"query": tiny_encoder, "passage": tiny_encoder}),
         "ann_report": (
             dpr.ann_report,
@@ -217,6 +244,18 @@ def calls(tmp_path_factory, plain_folder, t5_folder):
         "read_qrels": (dpr.read_qrels, {"path": folder / "qrels.txt"}),
         "read_run": (dpr.read_run, {"path": folder / "run.trec"}),
         "read_topics": (dpr.read_topics, {"path": folder / "topics.tsv", "field": "query"}),
+        "rerank": (
+            dpr.rerank,
+            {
+                "run": run,
+                "collection": collection,
+                "reranker": tiny_reranker,
+                "depth": 2,
+                "tag": "t",
+                "overflow": "max_chunk",
+                "batch_tokens": 64,
+            },
+        ),
         "train": (
             dpr.train,
             {
@@ -235,16 +274,29 @@ def calls(tmp_path_factory, plain_folder, t5_folder):
                 "settings": GeneratorSettings(**small),
             },
         ),
+        "train_reranker": (
+            dpr.train_reranker,
+            {
+                "reranker": tiny_reranker,
+                "data": data.with_negatives(mined, texts),
+                "folder": folder / "r",
+                "settings": RerankerSettings(**small),
+            },
+        ),
         "write_run": (dpr.write_run, {"path": folder / "w.trec", "run": run, "tag": "t"}),
     }
 
 
-SLOW = {"train", "train_generator"}  # right arguments train a model; wrong ones must not get that far
+SLOW = {
+    "train",
+    "train_generator",
+    "train_reranker",
+}  # right arguments train a model; wrong ones must not get that far
 
 
 def test_every_public_function_is_called_here(calls):
     called = {name.split(".")[0] for name in calls}
-    losses = {"in_batch_negatives_loss", "kl_divergence_loss"}
+    losses = {"in_batch_negatives_loss", "kl_divergence_loss", "margin_mse_loss"}
     assert set(dpr.__all__) - called <= {"Workspace", "Passage", "BiEncoder"} | losses
 
 

@@ -1,4 +1,4 @@
-"""Dense passage retrieval: collections, BM25, bi-encoders, training, TREC runs and evaluation.
+"""Dense passage retrieval: collections, BM25, bi-encoders, rerankers, training, TREC runs and evaluation.
 
 Each public name is imported on first use, so `import dpr` is quick and loads no model library.
 """
@@ -15,6 +15,8 @@ _HOMES = {
     "Index": "search.index",
     "Passage": "data.collection",
     "QueryGenerator": "generation.generator",
+    "Reranker": "reranking.reranker",
+    "RerankerSettings": "training.settings",
     "Run": "data.trec",
     "TrainingData": "data.training_data",
     "TrainingSettings": "training.settings",
@@ -34,6 +36,7 @@ _HOMES = {
     "kl_divergence_loss": "training.distillation",
     "load_collection": "data.loading",
     "load_training_data": "data.loading",
+    "margin_mse_loss": "training.distillation",
     "mine_negatives": "training.negatives",
     "plan_memory": "search.ann",
     "qrels_from_answers": "data.answers",
@@ -41,8 +44,10 @@ _HOMES = {
     "read_qrels": "data.trec",
     "read_run": "data.trec",
     "read_topics": "data.trec",
+    "rerank": "reranking.rerank",
     "train": "training.bi_encoder",
     "train_generator": "generation.training",
+    "train_reranker": "reranking.training",
     "write_run": "data.trec",
 }
 __all__ = list(_HOMES)

@@ -665,9 +665,16 @@ def test_every_notebook_runs_from_top_to_bottom_on_the_smallest_profile(monkeypa
     ablations |= {f"doc2query-{expansion}" for expansion in expansions}
     ablations |= {"all-MiniLM-L6-v2-inpars-way-back-s0", "random-weights-inpars", "random"}
     ablations |= {f"all-MiniLM-L6-v2-distilled-{variant}" for variant in ("s0", "sentences-s0")}
+    ablations |= {f"all-MiniLM-L6-v2-ce-distilled-{variant}" for variant in ("s0", "written", "margin")}
+    ablations |= {f"bm25-ce-{variant}" for variant in ("s0", "few", "deeper", "blind")}
     encoders = {"all-MiniLM-L6-v2", "all-MiniLM-L6-v2-ft"}
     systems = {
         "bm25",
+        "bm25-ce",
+        "bm25-ce-written",
+        "rrf-bm25-ce",
+        "rrf-bm25-ce-all-MiniLM-L6-v2-ft",
+        "all-MiniLM-L6-v2-ce-distilled",
         "bm25-tuned",
         "bm25-doc2query",
         "all-MiniLM-L6-v2-inpars",
@@ -688,7 +695,10 @@ def test_every_notebook_runs_from_top_to_bottom_on_the_smallest_profile(monkeypa
     assert " | 0% | [run]" in row  # docstrings to learn from are those of other packages
     kept = {path.stem for path in (build / "runs" / "docstrings" / "training").glob("*.json")}
     trained = {"random-weights", "random-weights-inpars", "all-MiniLM-L6-v2-inpars-way-back-s0"}
-    assert kept == {system for system in results if "-ft-" in system or "-distilled-" in system} | trained
+    losses = ("binary-cross-entropy", "margin-mse", "mse")
+    trained |= {f"bm25-ce-{variant}" for variant in ("cls", "judged", "written", "s0", *losses)}
+    learnt = {system for system in results if re.search("-(?:ft|distilled)-", system)}
+    assert kept == {system for system in learnt if not system.startswith("rrf-")} | trained
     [tuned] = (build / "notebooks").glob("04_*.ipynb")
     [curves] = [cell for cell in code_cells(read(tuned)) if "curves.show" in cell.source]
     assert sum("image/png" in output.get("data", {}) for output in curves.outputs) == 1  # one, drawn again

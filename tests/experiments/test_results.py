@@ -236,7 +236,7 @@ def test_a_missing_file_is_named_with_the_notebooks_that_make_it(tmp_path, deep_
     save(tmp_path, deep_run, deep_collection)
     path = tmp_path / f"deep-system{ending}"
     path.unlink()
-    message = f"{path}: missing; `save_result` writes runs, in notebooks 02, 04, 05, 06, 07 and 08"
+    message = f"{path}: missing; `save_result` writes runs, in notebooks 02, 04, 05, 06, 07, 08 and 09"
     with pytest.raises(FileNotFoundError, match=escape(message) + "$"):
         load_result(tmp_path, "deep-system")
 
@@ -441,7 +441,7 @@ def test_one_broken_result_is_not_passed_over(three_results):
 @pytest.mark.parametrize("folder", [".", "gone"])
 def test_a_folder_without_runs_is_refused(tmp_path, folder):
     message = (
-        f"{tmp_path / folder}: no runs; `save_result` writes runs, in notebooks 02, 04, 05, 06, 07 and 08"
+        f"{tmp_path / folder}: no runs; `save_result` writes runs, in notebooks 02, 04, 05, 06, 07, 08 and 09"
     )
     with pytest.raises(FileNotFoundError, match=escape(message) + "$"):
         load_results(tmp_path / folder)
