@@ -104,7 +104,7 @@ def test_the_first_loss_is_that_of_a_plain_loop(reranker, tmp_path, kind, taught
 
 @pytest.mark.parametrize("kind", RERANKING_LOSSES)
 def test_every_loss_teaches_which_passage_is_about_the_topic(reranker, tmp_path, kind):
-    settings = replace(SHORT, num_steps=150, loss=kind, label_temperature=1.0, log_every=50, batch_size=8)
+    settings = replace(SHORT, num_steps=80, loss=kind, label_temperature=1.0, log_every=40, batch_size=8)
     best = train_reranker(reranker, DATA, tmp_path / "run", settings).reranker
     for reader, least in ((reranker, 0), (best, 7)):
         right = 0

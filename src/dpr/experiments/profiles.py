@@ -279,6 +279,18 @@ SAMPLE_RERANKING = Reranking(
         teacher_temperature=1.0,
     ),
 )
+SMOKE_RERANKING = replace(
+    SAMPLE_RERANKING,
+    max_length=48,
+    depth=5,
+    deeper=10,
+    pool_queries=6,
+    pool_depth=3,
+    written=replace(QUICK, num_steps=2, eval_every=2, log_every=1),
+    judged=replace(QUICK, num_steps=2, eval_every=2, log_every=1),
+    most_distilled=16,
+    distillation=replace(SAMPLE_RERANKING.distillation, num_steps=2, batch_size=4, log_every=1),
+)
 
 PROFILES = {
     profile.name: profile
@@ -320,7 +332,7 @@ PROFILES = {
                 most_distilled=100,
                 distillation=replace(DISTILLATION, num_steps=4, batch_size=8, log_every=1),
             ),
-            reranking=replace(SAMPLE_RERANKING, depth=5, deeper=10, max_length=64),
+            reranking=SMOKE_RERANKING,
             num_passages=300,
             num_queries=40,
             seeds=(0,),
