@@ -111,6 +111,7 @@ class Reranking:
     """Settings for training cross-encoders and for reranking with them.
 
     Args:
+        ready: A trained cross-encoder, by name or folder, to rerank with as it is; None: none is.
         max_length: Number of tokens at which a pair of query and passage is cut.
         depth: Hits of BM25 that are reranked for each test query.
         deeper: The larger number of hits that this is compared with.
@@ -126,6 +127,7 @@ class Reranking:
         distillation: Settings of that; its seed is replaced, and for comparison its loss.
     """
 
+    ready: str | None = None
     max_length: int = 192
     depth: int = 100
     deeper: int = 1000
@@ -398,6 +400,7 @@ PROFILES = {
                 training=TrainingSettings(num_epochs=1, batch_size=128, learning_rate=2e-5, eval_every=80),
             ),
             reranking=Reranking(
+                ready="cross-encoder/ms-marco-MiniLM-L6-v2",
                 max_length=256,
                 pool_queries=200,
                 pool_depth=50,
