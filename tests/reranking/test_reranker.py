@@ -11,7 +11,8 @@ from sentence_transformers import CrossEncoder
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
 from dpr.models.bi_encoder import BiEncoder
-from dpr.reranking.reranker import HEADS, Reranker, check_pairs, tokenize_pairs, without_segments
+from dpr.reranking.pairs import tokenize_pairs, without_segments
+from dpr.reranking.reranker import HEADS, Reranker, check_pairs
 from dpr.reranking.segments import SegmentSimilarity
 
 LENGTHS = {"pooling": "mean", "query_max_length": 8, "passage_max_length": 16}
