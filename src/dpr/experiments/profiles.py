@@ -131,7 +131,7 @@ class Reranking:
     max_length: int = 192
     depth: int = 100
     deeper: int = 1000
-    deeper_queries: int = 15
+    deeper_queries: int = 10
     pool_queries: int = 60
     pool_depth: int = 20
     negatives: int = 10
