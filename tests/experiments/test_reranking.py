@@ -9,7 +9,14 @@ from dpr.data.trec import Run
 from dpr.evaluation.metrics import evaluate
 from dpr.experiments import reranking as module
 from dpr.experiments.profiles import Profile
-from dpr.experiments.reranking import kept_scores, reranked, taught, teacher_run, untrained
+from dpr.experiments.reranking import (
+    kept_scores,
+    reranked,
+    taught,
+    teacher_run,
+    untrained,
+    with_teacher,
+)
 from dpr.experiments.workspace import Workspace
 from dpr.models.bi_encoder import BiEncoder
 from dpr.reranking.rerank import rerank
@@ -120,9 +127,9 @@ def test_a_reranked_run_is_kept_for_this_model_first_stage_and_depth(space, star
     assert asked == [1, 2, 2]
 
 
-def test_a_teacher_is_bm25_and_the_encoders_and_its_scores_are_kept(space, encoder, monkeypatch):
+def test_a_teacher_is_bm25_and_the_encoders(space, encoder):
     collection, queries = space.collection(), {"w1": "which animal carries viruses", "w2": "zinc for a cold"}
-    found = teacher_run(space, "both", [encoder], collection, queries, depth=3)
+    found = teacher_run(space, [encoder], collection, queries, depth=3)
     bm25 = BM25.build(collection, space.root / "other-index").search(queries, 3)
     emb = encoder.encode_passages([p.contents for p in collection.passages])
     emb /= (emb**2).sum(axis=1, keepdims=True) ** 0.5
@@ -134,8 +141,31 @@ def test_a_teacher_is_bm25_and_the_encoders_and_its_scores_are_kept(space, encod
         dense[query_id] = {d: scores[d] for d in sorted(scores, key=scores.get, reverse=True)[:3]}
     for query_id, hits in fuse_scores([bm25, dense], "both").items():
         assert found[query_id] == pytest.approx(hits, abs=1e-5)
-    monkeypatch.setattr(BM25, "build", None)
-    assert teacher_run(space, "both", [encoder], collection, queries, depth=3) == found
+
+
+def test_lists_drawn_from_a_teachers_hits_are_kept(space, encoder, lesson):
+    data, dev = space.training_data()
+    loaded = []
+    mining = {"num_negatives": 2, "ranks": (1, 6), "seed": 0}
+
+    def encoders():
+        loaded.append(1)
+        return [encoder]
+
+    taught_data = with_teacher(space, "lists", encoders, data, dev, **mining)
+    scores = teacher_run(space, [encoder], dev, {e.query_id: e.query for e in data.examples})
+    texts = {p.doc_id: p.contents for p in dev.passages}
+    expected = mine_negatives(data, texts, scores, **mining).negatives
+    for example in taught_data.examples:
+        assert example.negatives == expected[example.query_id]
+        for doc_id in (*example.positives, *example.negatives):
+            known = scores[example.query_id].get(doc_id, 0.0)
+            assert taught_data.scores[example.query_id][doc_id] == pytest.approx(known, abs=1e-6)
+    again = with_teacher(space, "lists", encoders, data, dev, **mining)
+    assert (again.fingerprint, loaded) == (taught_data.fingerprint, [1])
+    fewer, _ = data.split(0.34, 0)
+    assert len(with_teacher(space, "lists", encoders, fewer, dev, **mining).examples) == 2
+    assert len(loaded) == 2
 
 
 def test_a_cross_encoders_scores_of_lists_are_kept(space, start, monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 
 from dpr.data.collection import Collection
 from dpr.data.training_data import TrainingData
-from dpr.data.trec import Run, read_run, write_run
+from dpr.data.trec import Run, ordered_hits, read_run, write_run
 from dpr.experiments.results import Result, kept_result, save_result
 from dpr.experiments.workspace import Workspace
 from dpr.files import check_name
@@ -19,6 +19,7 @@ from dpr.reranking.training import Pool, describe_reranker_training, train_reran
 from dpr.search.bm25 import BM25
 from dpr.search.fusion import fuse_scores
 from dpr.search.index import build_index
+from dpr.training.negatives import mine_negatives
 from dpr.training.resume import Training, keep_training, read_kept_training
 from dpr.training.settings import RerankerSettings
 
@@ -137,29 +138,22 @@ def reranked(
 
 def teacher_run(
     space: Workspace,
-    name: str,
     encoders: Sequence[BiEncoder],
     collection: Collection,
     queries: Mapping[str, str],
     depth: int = 100,
 ) -> Run:
-    """What BM25 and encoders together find for queries: their rescaled scores, averaged; kept in `runs/`.
+    """What BM25 and encoders together find for queries: their rescaled scores, averaged.
 
     No judgement is used. A document that none of them finds has no score.
 
     Args:
-        space: The workspace to read from and write to.
-        name: The name of the file, `runs/<collection>/teachers/<name>.trec.gz`, and of the run.
+        space: The workspace with the index and the vectors.
         encoders: The encoders.
         collection: The passages.
         queries: query_id → text.
         depth: Hits of each that are merged.
     """
-    path = space.runs / "teachers" / f"{check_name(name, 'name')}.trec.gz"
-    if path.is_file():
-        kept = read_run(path)
-        if kept.keys() == queries.keys():
-            return kept
     bm25 = BM25.build(collection, space.index_folder(collection))
     runs = [bm25.search(queries, depth, leave_out_own=False)]
     for encoder in encoders:
@@ -167,8 +161,47 @@ def teacher_run(
         index = build_index("exact", encoded.vectors, encoded.doc_ids, encoder.config.similarity)
         query_emb = encoder.encode_queries(list(queries.values()))
         runs.append(index.search_run(list(queries), query_emb, depth, encoder.name, None))
-    write_run(path, fuse_scores(runs, name))
-    return read_run(path)
+    return fuse_scores(runs, "teacher")
+
+
+def with_teacher(
+    space: Workspace,
+    name: str,
+    encoders: Callable[[], Sequence[BiEncoder]],
+    data: TrainingData,
+    collection: Collection,
+    **mining: Any,
+) -> TrainingData:
+    """Give training queries negatives among their teacher's hits, and its scores.
+
+    These lists are kept in `runs/<collection>/teachers/<name>.trec.gz`; a positive that the teacher does not
+    find has score 0 there. Queries without a negative are left out.
+
+    Args:
+        space: The workspace to read from and write to.
+        name: The name of the file.
+        encoders: Loads the encoders of `teacher_run`; only called if the lists are not kept.
+        data: Queries with positives.
+        collection: The passages.
+        **mining: Arguments of `mine_negatives`.
+    """
+    path = space.runs / "teachers" / f"{check_name(name, 'name')}.trec.gz"
+    corpus = {passage.doc_id: passage.contents for passage in collection.passages}
+    tag = f"{name}-{data.fingerprint}"
+    if not path.is_file() or read_run(path).tag != tag:
+        scores = teacher_run(space, encoders(), collection, {e.query_id: e.query for e in data.examples})
+        mined = mine_negatives(data, corpus, scores, **mining).negatives
+        lists = Run({}, tag)
+        for example in data.examples:
+            if drawn := mined.get(example.query_id):
+                found = scores[example.query_id]
+                hits = {d: found.get(d, 0.0) for d in (*example.positives, *drawn)}
+                lists[example.query_id] = dict(ordered_hits(hits))
+        write_run(path, lists)
+    lists = read_run(path)
+    data = data.with_positives(lambda e: e.positives if e.query_id in lists else {})
+    negatives = {e.query_id: [d for d in lists[e.query_id] if d not in e.positives] for e in data.examples}
+    return data.with_negatives(negatives, corpus).with_scores(lists)
 
 
 def kept_scores(
