@@ -35,7 +35,7 @@ SAMPLE_SECONDS = {
     "06": 60,
     "07": 18,
     "08": 80,
-    "09": 70,
+    "09": 105,
     "10": 11,
 }
 RENDERED = re.compile(r"^\*Rendered .*\*$", re.MULTILINE)

@@ -261,7 +261,7 @@ SMALL_RERANKING = Reranking(
 QUICK = replace(TEACHING, batch_size=4, precision="float32", eval_every=4, log_every=2)
 SAMPLE_RERANKING = Reranking(
     max_length=96,
-    depth=10,
+    depth=5,
     deeper=30,
     deeper_queries=5,
     pool_queries=20,
