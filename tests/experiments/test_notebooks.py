@@ -666,7 +666,7 @@ def test_every_notebook_runs_from_top_to_bottom_on_the_smallest_profile(monkeypa
     ablations |= {"all-MiniLM-L6-v2-inpars-way-back-s0", "random-weights-inpars", "random"}
     ablations |= {f"all-MiniLM-L6-v2-distilled-{variant}" for variant in ("s0", "sentences-s0")}
     ablations |= {f"all-MiniLM-L6-v2-ce-distilled-{variant}" for variant in ("s0", "written", "margin")}
-    ablations |= {f"bm25-ce-{variant}" for variant in ("s0", "few", "deeper", "blind")}
+    ablations |= {f"bm25-ce-{variant}" for variant in ("s0", "few", "deeper", "cls", "blind")}
     encoders = {"all-MiniLM-L6-v2", "all-MiniLM-L6-v2-ft"}
     systems = {
         "bm25",
@@ -694,6 +694,9 @@ def test_every_notebook_runs_from_top_to_bottom_on_the_smallest_profile(monkeypa
     [row] = [line for line in printed.splitlines() if " | all-MiniLM-L6-v2-ft¹ | " in line]
     assert " | 0% | [run]" in row  # docstrings to learn from are those of other packages
     kept = {path.stem for path in (build / "runs" / "docstrings" / "training").glob("*.json")}
+    grid = {stem for stem in kept if "-ft-grid-" in stem}
+    assert len(grid) == 6
+    kept -= grid
     trained = {"random-weights", "random-weights-inpars", "all-MiniLM-L6-v2-inpars-way-back-s0"}
     losses = ("binary-cross-entropy", "margin-mse", "mse")
     trained |= {f"bm25-ce-{variant}" for variant in ("cls", "judged", "written", "s0", *losses)}

@@ -1,5 +1,6 @@
 """Cross-encoders in notebooks: trainings, reranked runs and teachers' scores are made once and read again."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from dpr.evaluation.metrics import evaluate
 from dpr.experiments import reranking as module
 from dpr.experiments.profiles import Profile
 from dpr.experiments.reranking import (
+    by_encoder,
     kept_scores,
     reranked,
     taught,
@@ -117,6 +119,8 @@ def test_a_reranked_run_is_kept_for_this_model_first_stage_and_depth(space, star
     config = result.metadata["config"]
     assert (config["model"], config["first"], config["reranked"]) == (start.fingerprint, "first", 2)
     assert (config["pairs"], config["trained_on"]) == (4, "nothing")
+    [shard] = (space.root / "build" / "scores").glob("*/shard-*.json")
+    assert result.metadata["wall_s"] == pytest.approx(json.loads(shard.read_text())["seconds"], abs=1e-4)
     asked = []
     monkeypatch.setattr(module, "rerank", lambda *given, **more: asked.append(more["depth"]) or expected)
     assert reranked(space, "ce", start, first, collection, **HOW).metadata == result.metadata
@@ -125,6 +129,21 @@ def test_a_reranked_run_is_kept_for_this_model_first_stage_and_depth(space, star
     reranked(space, "ce", start, Run(first, "other"), collection, **HOW)
     reranked(space, "ce", replace(start, fingerprint="0" * 16), Run(first, "other"), collection, **HOW)
     assert asked == [1, 2, 2]
+
+
+def test_the_order_of_a_bi_encoder_is_that_of_its_similarities(space, encoder):
+    collection = space.collection()
+    run = Run({"q1": {"d1": 3.0, "d2": 2.0, "d5": 1.0}, "q2": {"d6": 2.0}}, "first")
+    found = by_encoder(encoder, run, collection, "again")
+    assert found.tag == "again"
+    for query_id, hits in run.items():
+        [query] = encoder.encode_queries([collection.queries[query_id]])
+        expected = {}
+        for doc_id in hits:
+            [passage] = encoder.encode_passages([collection.by_id[doc_id].contents])
+            expected[doc_id] = query @ passage / (query @ query * (passage @ passage)) ** 0.5
+        assert found[query_id] == pytest.approx(expected, abs=1e-5)
+        assert list(found[query_id]) == sorted(expected, key=expected.get, reverse=True)
 
 
 def test_a_teacher_is_bm25_and_the_encoders(space, encoder):

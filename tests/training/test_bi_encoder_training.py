@@ -396,7 +396,8 @@ def test_evaluations_leave_training_untouched(encoder, tmp_path):
     assert len(often.history) == 12
 
 
-def test_half_precision_trains_close_to_full_and_leaves_no_trace(encoder, tmp_path):
+def test_half_precision_trains_close_to_full_and_leaves_no_trace(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     losses = {}
     for name, precision in (("full", None), ("half", "bfloat16"), ("after", "float32")):
         trained = run(encoder, tmp_path / name, validation=False, precision=precision, learning_rate=1e-3)

@@ -19,7 +19,7 @@ from dpr.training.collator import Collator
 from dpr.training.dataset import TrainingSequence
 from dpr.training.losses import in_batch_negatives_loss
 from dpr.training.settings import TrainingSettings
-from dpr.training.trainer import set_dropout, usable_checkpoint
+from dpr.training.trainer import set_dropout, training_arguments, usable_checkpoint
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -371,3 +371,18 @@ def test_a_checkpoint_is_as_whole_as_the_best_one_it_speaks_of(tmp_path):
         (paths[2], "its best checkpoint, of step 1, is damaged or missing"),
         (paths[5], "its best checkpoint, of step 2, is damaged or missing"),
     ]
+
+
+# --- precision ---------------------------------------------------------------------------------
+
+
+def test_bfloat16_is_computed_where_the_hardware_does_and_else_float32(monkeypatch):
+    settings = TrainingSettings(num_steps=2, precision="bfloat16")
+    for hardware in ("avx512_bf16", "amx_bf16"):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=hardware: {has: True})
+        assert training_arguments(settings, None, 2, True, False).bf16
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    with pytest.warns(UserWarning, match="This processor does not compute with bfloat16"):
+        arguments = training_arguments(settings, None, 2, True, False)
+    assert not arguments.bf16
+    assert not training_arguments(replace(settings, precision="float32"), None, 2, True, False).bf16

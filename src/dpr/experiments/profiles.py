@@ -122,7 +122,7 @@ class Reranking:
         most_written: Most written queries to train on.
         written: Settings of training on written queries with a teacher's scores.
         judged: Settings of training on judgements; its seed is replaced by each of the profile's.
-        first_rate: The learning rate of a training on judgements that does not go on from `written`.
+        first_rate: The learning rate of trainings on judgements that start from no other training.
         most_distilled: Most written queries that the cross-encoder scores to teach the bi-encoder.
         distillation: Settings of that; its seed is replaced, and for comparison its loss.
     """
@@ -258,19 +258,21 @@ SMALL_RERANKING = Reranking(
         teacher_temperature=1.0,
     ),
 )
-QUICK = replace(TEACHING, batch_size=4, precision="float32", eval_every=4, log_every=2)
+QUICK = replace(
+    TEACHING, batch_size=4, num_negatives=2, precision="float32", num_steps=4, eval_every=4, log_every=2
+)
 SAMPLE_RERANKING = Reranking(
-    max_length=96,
-    depth=5,
-    deeper=30,
+    max_length=64,
+    depth=4,
+    deeper=16,
     deeper_queries=5,
-    pool_queries=20,
-    pool_depth=5,
-    negatives=5,
-    most_written=40,
+    pool_queries=15,
+    pool_depth=4,
+    negatives=4,
+    most_written=32,
     written=replace(QUICK, num_steps=8),
-    judged=replace(QUICK, num_steps=4),
-    most_distilled=40,
+    judged=QUICK,
+    most_distilled=32,
     distillation=DistillationSettings(
         num_steps=4,
         batch_size=8,
@@ -284,7 +286,6 @@ SAMPLE_RERANKING = Reranking(
 SMOKE_RERANKING = replace(
     SAMPLE_RERANKING,
     max_length=48,
-    depth=5,
     deeper=10,
     pool_queries=6,
     pool_depth=3,

@@ -1,6 +1,5 @@
 """Cross-encoders in notebooks: trainings and reranked runs that are made only once, and teachers' scores."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from dpr.data.training_data import TrainingData
 from dpr.data.trec import Run, ordered_hits, read_run, write_run
 from dpr.experiments.results import Result, kept_result, save_result
 from dpr.experiments.workspace import Workspace
-from dpr.files import check_name
+from dpr.files import check_name, read_json
 from dpr.models.bi_encoder import BiEncoder
 from dpr.reranking.rerank import rerank
 from dpr.reranking.reranker import Reranker
@@ -120,9 +119,9 @@ def reranked(
     queries = collection.queries_fingerprint
     name = f"{reranker.fingerprint}-{first.tag}-{collection.fingerprint}-{queries}-{depth}"
     folder = space.root / "build" / "scores" / name
-    start = time.perf_counter()
     run = rerank(first, collection, model, depth=depth, tag=tag, folder=folder)
     config["pairs"] = sum(min(depth, len(hits)) for hits in first.values())
+    seconds = [read_json(path, "seconds")["seconds"] for path in folder.glob("shard-*.json")]
     return save_result(
         space.runs,
         run,
@@ -130,10 +129,27 @@ def reranked(
         notebook=notebook,
         config=config,
         depth=space.profile.depth,
-        wall_s=time.perf_counter() - start,
+        wall_s=sum(seconds),  # over all attempts
         seed=seed,
         ablation=ablation,
     )
+
+
+def by_encoder(encoder: BiEncoder, run: Run, collection: Collection, tag: str) -> Run:
+    """The hits of a run in the order of a bi-encoder's similarities, to compare a cross-encoder with.
+
+    Args:
+        encoder: The bi-encoder; each passage is encoded once.
+        run: The hits.
+        collection: The texts.
+        tag: The name of the new run.
+    """
+    doc_ids = list(dict.fromkeys(doc_id for hits in run.values() for doc_id in hits))
+    passage_emb = encoder.encode_passages([collection.by_id[doc_id].contents for doc_id in doc_ids])
+    query_emb = encoder.encode_queries([collection.queries[query_id] for query_id in run])
+    index = build_index("exact", passage_emb, doc_ids, encoder.config.similarity)
+    every = index.search_run(list(run), query_emb, len(doc_ids), tag, None)
+    return Run({q: {d: score for d, score in every[q].items() if d in hits} for q, hits in run.items()}, tag)
 
 
 def teacher_run(

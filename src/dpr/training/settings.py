@@ -51,7 +51,8 @@ class LoopSettings:
         max_grad_norm: Largest gradient norm; larger gradients are scaled down to it.
         accumulation: Batches per optimiser step.
         precision: `float32`, `bfloat16` or `float16`; the weights stay in float32. None: bfloat16 on a
-            GPU, else float32.
+            GPU, else float32. A processor without bfloat16 in hardware computes in float32 instead of it,
+            with a warning.
         dropout: Every dropout rate of the model; None keeps the model's own rates.
         activation_checkpointing: Compute the activations of each layer again for its gradient: less
             memory for the time of one more forward pass.

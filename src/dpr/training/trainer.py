@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 
 from dpr.data.training_data import TrainingData
 from dpr.files import read_json, write_text
+from dpr.models.bi_encoder import fast_precision
 from dpr.training.dataset import TrainingSequence
 from dpr.training.settings import LoopSettings
 
@@ -168,6 +170,13 @@ def training_arguments(
 ) -> TrainingArguments:
     """Turn settings into the Trainer's arguments; `prepare_steps` gives the number of steps."""
     precision = settings.precision or ("float32" if on_cpu else "bfloat16")
+    if on_cpu and precision == "bfloat16" and fast_precision("cpu") != "bfloat16":
+        warnings.warn(
+            "This processor does not compute with bfloat16, and imitating it takes many times as long: the "
+            "training computes in float32.",
+            stacklevel=2,
+        )
+        precision = "float32"
     every = settings.eval_every or steps
     schedule, floor = {
         "linear": ("polynomial", {"lr_end": settings.learning_rate * settings.floor_share, "power": 1.0}),
