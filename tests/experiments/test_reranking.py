@@ -20,6 +20,7 @@ from dpr.experiments.reranking import (
     with_teacher,
 )
 from dpr.experiments.workspace import Workspace
+from dpr.files import read_json, write_json
 from dpr.models.bi_encoder import BiEncoder
 from dpr.reranking.rerank import rerank
 from dpr.reranking.reranker import Reranker
@@ -96,6 +97,16 @@ def test_a_cross_encoder_is_trained_once_and_loaded_only_if_it_is_needed(space, 
     assert lost.load().fingerprint == kept.fingerprint  # trained anew, to the same weights
     taught(space, "ce", start, data, replace(SETTINGS, loss="mse"), pool)
     assert len(trainings) == 4
+
+
+def test_weights_that_another_machine_would_have_made_are_told(space, start, lesson):
+    data, pool = lesson
+    kept, _ = taught(space, "ce", start, data, SETTINGS, pool)
+    path = space.kept_training("ce")
+    write_json(path, read_json(path, "model") | {"model": "0" * 16})
+    other, _ = taught(space, "ce", start, data, SETTINGS, pool)
+    with pytest.warns(UserWarning, match=f"ce was trained again.*{kept.fingerprint}, not {'0' * 16}"):
+        assert other.load().fingerprint == kept.fingerprint
 
 
 def test_a_second_training_starts_from_a_first_whose_weights_are_gone(space, start, lesson, trainings):

@@ -1,5 +1,6 @@
 """Cross-encoders in notebooks: trainings and reranked runs that are made only once, and teachers' scores."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +73,18 @@ def taught(
         folder = space.training_folder(data.name, tag, record)
         return train_reranker(start.load(), data, folder, settings, validation=pool, tags=[tag])
 
+    def load(fingerprint: str) -> Reranker:
+        made = train().reranker
+        if made.fingerprint != fingerprint:
+            warnings.warn(
+                f"{tag} was trained again, as its weights are not kept; on this machine they are not quite "
+                f"those that the kept results are of ({made.fingerprint}, not {fingerprint}).",
+                stacklevel=2,
+            )
+        return made
+
     def known(fingerprint: str) -> KeptReranker:
-        return KeptReranker(tag, fingerprint, start.max_length, lambda: train().reranker)
+        return KeptReranker(tag, fingerprint, start.max_length, lambda: load(fingerprint))
 
     kept = read_kept_training(path, record)
     if kept and "model" in kept.finished:
