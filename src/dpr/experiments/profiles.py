@@ -119,7 +119,7 @@ class Reranking:
         pool_queries: Judged queries that checkpoints are selected by.
         pool_depth: Hits of BM25 that are reranked for each of these.
         negatives: Negatives drawn for each training query from its teacher's hits.
-        most_written: Most written queries to train on.
+        most_queries: Most queries to train on, of the written ones and of the judged ones each.
         written: Settings of training on written queries with a teacher's scores.
         judged: Settings of training on judgements; its seed is replaced by each of the profile's.
         first_rate: The learning rate of trainings on judgements that start from no other training.
@@ -135,7 +135,7 @@ class Reranking:
     pool_queries: int = 60
     pool_depth: int = 20
     negatives: int = 10
-    most_written: int = 2000
+    most_queries: int = 2000
     written: RerankerSettings = field(default_factory=RerankerSettings)
     judged: RerankerSettings = field(default_factory=RerankerSettings)
     first_rate: float = 1e-4
@@ -145,7 +145,7 @@ class Reranking:
     def __post_init__(self):
         check_fields_of(self)
         sizes = ("depth", "deeper", "deeper_queries", "pool_queries", "pool_depth", "negatives")
-        more = ("most_written", "most_distilled")
+        more = ("most_queries", "most_distilled")
         check_fields(self, "at least 1", lambda v: v >= 1, "max_length", *sizes, *more)
         check_fields(self, "above 0", lambda v: v > 0, "first_rate")
 
@@ -269,7 +269,7 @@ SAMPLE_RERANKING = Reranking(
     pool_queries=15,
     pool_depth=4,
     negatives=4,
-    most_written=32,
+    most_queries=32,
     written=replace(QUICK, num_steps=8),
     judged=QUICK,
     most_distilled=32,
@@ -405,7 +405,7 @@ PROFILES = {
                 max_length=256,
                 pool_queries=200,
                 pool_depth=50,
-                most_written=100_000,
+                most_queries=100_000,
                 written=replace(TEACHING, num_epochs=1.0, batch_size=32, num_negatives=7, eval_every=500),
                 judged=replace(TEACHING, num_epochs=1.0, batch_size=32, num_negatives=1, eval_every=80),
                 most_distilled=50_000,
