@@ -279,6 +279,26 @@ def test_hits_come_from_the_whole_corpus_for_every_training_query(space):
     assert mined.negatives
 
 
+def test_a_query_that_finds_its_answer_alone_gets_passages_at_random(space):
+    data, _ = space.training_data()
+    first, second, *others = data.examples
+    alone = replace(first, query=data.passages[next(iter(first.positives))])
+    nothing = replace(second, query="qqqq")
+    data = replace(data, examples=[alone, nothing, *others])
+    corpus = space.training_splits["train"]
+    plain = BM25.build(corpus, space.index_folder(corpus)).search(
+        {e.query_id: e.query for e in data.examples}, 1
+    )
+    assert plain[alone.query_id].keys() <= alone.positives.keys()
+    assert not plain[nothing.query_id]
+    hits, texts = bm25_hits(space, data, depth=1)
+    assert {q: dict(list(found.items())[: len(plain[q])]) for q, found in hits.items()} == plain
+    assert set(hits[nothing.query_id].values()) == {0.0}
+    hits, texts = bm25_hits(space, data, depth=len(texts))
+    mined = mine_negatives(data, texts, hits, num_negatives=2, ranks=(1, len(texts)))
+    assert {len(mined.negatives[e.query_id]) for e in (alone, nothing)} == {2}
+
+
 def test_hits_for_queries_of_another_collection_come_from_its_own_corpus(space, tiny_beir_folder, tmp_path):
     other = Path(shutil.copytree(tiny_beir_folder, tmp_path / "other"))
     lines = (other / "corpus.jsonl").read_text().splitlines(keepends=True)
@@ -290,7 +310,8 @@ def test_hits_for_queries_of_another_collection_come_from_its_own_corpus(space, 
     assert space.collection().by_id["d4"].contents not in corpus.values()
     assert set(hits) == {example.query_id for example in data.examples} == {"t1", "t2", "t4"}
     by_hand = BM25.build(learner.training_splits["train"], tmp_path / "index")
-    assert hits == by_hand.search({e.query_id: e.query for e in data.examples}, 4)
+    found = {query_id: {d: s for d, s in scores.items() if s > 0} for query_id, scores in hits.items()}
+    assert found == by_hand.search({e.query_id: e.query for e in data.examples}, 4)
 
 
 def test_the_sample_holds_what_is_relevant_and_what_bm25_finds_first(space):

@@ -40,6 +40,8 @@ class FineTuned:
 def bm25_hits(space: Workspace, data: TrainingData, depth: int) -> tuple[Run, dict[str, str]]:
     """What BM25 finds for the training queries in the whole corpus, to mine hard negatives from.
 
+    A query for which it finds positives alone, or nothing, also gets passages at random, with score 0.
+
     Args:
         space: The workspace whose training data it is.
         data: The training queries.
@@ -51,6 +53,11 @@ def bm25_hits(space: Workspace, data: TrainingData, depth: int) -> tuple[Run, di
     corpus = space.training_splits["train"]
     bm25 = BM25.build(corpus, space.index_folder(corpus))
     run = bm25.search({example.query_id: example.query for example in data.examples}, depth)
+    drawn = np.random.default_rng(space.profile.seeds[0]).permutation(corpus.doc_ids)[:depth].tolist()
+    for example in data.examples:
+        found = run[example.query_id]
+        if found.keys() <= example.positives.keys():
+            run[example.query_id] = found | {doc_id: 0.0 for doc_id in drawn if doc_id not in found}
     return run, {passage.doc_id: passage.contents for passage in corpus.passages}
 
 
