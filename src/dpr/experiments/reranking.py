@@ -154,6 +154,9 @@ def by_encoder(encoder: BiEncoder, run: Run, collection: Collection, tag: str) -
         run: The hits.
         collection: The texts.
         tag: The name of the new run.
+
+    Returns:
+        The same hits, with the encoder's similarity for a score.
     """
     doc_ids = list(dict.fromkeys(doc_id for hits in run.values() for doc_id in hits))
     passage_emb = encoder.encode_passages([collection.by_id[doc_id].contents for doc_id in doc_ids])
