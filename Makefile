@@ -30,10 +30,10 @@ help:            ## list these commands
 	@$(PIP) --quiet --no-deps -e .
 	touch $@
 
-run: .venv/installed        ## execute all notebooks on the sample profile into build/sample (8 minutes, 2 cores)
+run: .venv/installed        ## execute all notebooks on the sample profile into build/sample (22 minutes on 2 slow cores)
 	$(BIN)/python -m dpr.experiments.notebooks run --profile sample
 
-test: .venv/installed       ## run all tests, notebooks included, a process for each core (10 minutes, 2 cores)
+test: .venv/installed       ## run all tests, notebooks included, a process for each core (23 minutes on 2 slow cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed       ## check style and formatting
