@@ -14,7 +14,7 @@ USABLE = $(BIN)/python -c 'import sys, pip; sys.exit(sys.prefix == sys.base_pref
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint render runs readme bench models clean
+.PHONY: help run test lint render runs readme book bench models clean
 
 help:            ## list these commands
 	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/: [^#]*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ runs: .venv/installed       ## execute the notebooks on PROFILE, keeping only th
 
 readme: .venv/installed     ## write the README's tables and figure from runs/
 	$(BIN)/python -m dpr.experiments.report
+
+book: .venv/installed       ## make the site in build/book from notebooks/, runs/ and what `make run` left (2 minutes, 2 cores)
+	$(BIN)/python -m dpr.book.build
 
 bench: .venv/installed      ## measure speed beside other libraries
 	$(BIN)/python benchmarks/exact_search.py

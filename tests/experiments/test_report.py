@@ -382,7 +382,7 @@ def test_the_notebooks_are_listed_with_their_question_minutes_and_a_link_to_cola
 def test_a_notebook_without_question_minutes_or_address_is_named(project, lost):
     path = project / "notebooks" / "02_bm25.ipynb"
     path.write_text(path.read_text().replace(lost, "lost"))
-    message = f"{path}: lacks its question, its minutes, REPOSITORY or a line in LEARN"
+    message = f"{path}: lacks its question, its minutes or REPOSITORY"
     with pytest.raises(ValueError, match=escape(message)):
         notebooks_table(project)
 

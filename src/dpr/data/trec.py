@@ -80,7 +80,9 @@ def ordered_hits(scores: Mapping[str, float]) -> list[tuple[str, float]]:
     >>> ordered_hits({"a": 1.0, "b": 2.0, "c": 1.0})
     [('b', 2.0), ('c', 1.0), ('a', 1.0)]
     """
-    return sorted(scores.items(), key=lambda hit: (single(hit[1]), hit[0]), reverse=True)
+    with np.errstate(over="ignore"):
+        rounded = np.fromiter(scores.values(), np.float64, len(scores)).astype(np.float32).tolist()
+    return [(doc_id, scores[doc_id]) for _, doc_id in sorted(zip(rounded, scores, strict=True), reverse=True)]
 
 
 @checked

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from string import ascii_lowercase
+from typing import NamedTuple
 
 import numpy as np
 
@@ -197,27 +198,61 @@ RENDERED = re.compile(r"^\*Rendered .*?in ([\d.]+) minutes on", re.MULTILINE)
 COLAB = "https://colab.research.google.com"
 
 
-def notebooks_table(root: Path) -> str:
-    """A markdown table of the notebooks: question, what one learns, minutes and a link to open it on Colab.
+class Rendered(NamedTuple):
+    """What a committed notebook says about itself.
 
-    Question, minutes and the repository's address are those that stand in the notebooks.
+    Attributes:
+        path: Its file.
+        title: Its name, as words.
+        question: The question it asks.
+        minutes: What its execution took.
+        colab: The address that opens it on Colab.
+        source: The address of its file.
+    """
+
+    path: Path
+    title: str
+    question: str
+    minutes: str
+    colab: str
+    source: str
+
+
+def rendered_notebooks(root: Path) -> list[Rendered]:
+    """What the notebooks of a repository say about themselves, by number.
 
     Raises:
-        ValueError: A notebook lacks one of them.
+        ValueError: A notebook lacks its question, its minutes or the repository's address.
     """
-    lines = ["| notebook | question | you learn | minutes | |", "|---|---|---|---:|---|"]
+    found = []
     for path in sorted((root / "notebooks").glob("[0-9]*.ipynb")):
         sources = ["".join(cell["source"]) for cell in read_json(path, "cells")["cells"]]
         question = re.search(r"^\*\*Question\.\*\* (.+)$", sources[0], re.MULTILINE)
         minutes = RENDERED.search(sources[0])
         address = re.search(r'^REPOSITORY = "https://github.com/(.+?)"', "\n".join(sources), re.MULTILINE)
-        if not (question and minutes and address and path.name[:2] in LEARN):
-            raise ValueError(f"{path}: lacks its question, its minutes, REPOSITORY or a line in LEARN")
-        title = path.stem.replace("_", " ").replace("bm25", "BM25")
-        link = f"{COLAB}/github/{address.group(1)}/blob/main/notebooks/{path.name}"
+        if not (question and minutes and address):
+            raise ValueError(f"{path}: lacks its question, its minutes or REPOSITORY")
+        title, file = path.stem.replace("_", " ").replace("bm25", "BM25"), f"blob/main/notebooks/{path.name}"
+        addresses = (
+            f"{site}/{address.group(1)}/{file}" for site in (f"{COLAB}/github", "https://github.com")
+        )
+        found.append(Rendered(path, title, question.group(1), minutes.group(1), *addresses))
+    return found
+
+
+def notebooks_table(root: Path) -> str:
+    """A markdown table of the notebooks: question, what one learns, minutes and a link to open it on Colab.
+
+    Raises:
+        ValueError: An error of `rendered_notebooks`, or a notebook has no line in `LEARN`.
+    """
+    lines = ["| notebook | question | you learn | minutes | |", "|---|---|---|---:|---|"]
+    for path, title, question, minutes, colab, _ in rendered_notebooks(root):
+        if path.name[:2] not in LEARN:
+            raise ValueError(f"{path}: has no line in LEARN")
         lines.append(
-            f"| [{title}](notebooks/{path.name}) | {question.group(1)} | {LEARN[path.name[:2]]} "
-            f"| {minutes.group(1)} | [![Open in Colab]({COLAB}/assets/colab-badge.svg)]({link}) |"
+            f"| [{title}](notebooks/{path.name}) | {question} | {LEARN[path.name[:2]]} "
+            f"| {minutes} | [![Open in Colab]({COLAB}/assets/colab-badge.svg)]({colab}) |"
         )
     return "\n".join(lines)
 
