@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,7 +13,7 @@ import nbformat
 import pytest
 
 from dpr.book import build, mistakes
-from dpr.book.build import Source, build_book
+from dpr.book.build import Source, build_book, find_sources
 from dpr.book.by_query import FEW_WORDS, write_results_by_query
 from dpr.book.by_system import draw_quality_by_speed, queries_a_second, systems_section
 from dpr.book.chapters import LONGEST_SHOWN, picture_in_words, write_chapter
@@ -20,7 +21,7 @@ from dpr.data.collection import Collection
 from dpr.data.loading import load_collection
 from dpr.data.trec import Run, read_run
 from dpr.experiments.report import COLLECTIONS, rendered_notebooks
-from dpr.experiments.results import load_results, save_result
+from dpr.experiments.results import fits, load_results, save_result
 
 ROOT = Path(__file__).parents[2]
 SYSTEMS = ("bm25", "all-MiniLM-L6-v2", "all-MiniLM-L6-v2-ft")
@@ -325,6 +326,14 @@ def test_of_an_unknown_licence_only_first_words_are_shown(tmp_path, tiny):
     assert title == " ".join(f"word{n}" for n in range(FEW_WORDS)) + " …"
 
 
+def test_on_a_site_that_is_not_for_publishing_texts_are_whole(tmp_path, tiny):
+    collection = replace(tiny, name="tiny")
+    save_tiny(tmp_path / "runs", collection)
+    write_results_by_query(tmp_path / "site", load_results(tmp_path / "runs"), collection, private=True)
+    documents = handed(tmp_path / "site" / "tiny" / "0.js")["documents"]
+    assert ["d1", 2, ATTACK, "Zinc may shorten a cold."] in documents
+
+
 @pytest.mark.parametrize("other", [False, True])
 def test_without_the_collection_that_the_runs_are_of_only_ids_are_shown(tmp_path, tiny, other):
     save_tiny(tmp_path / "runs", tiny)
@@ -459,6 +468,19 @@ def test_a_broken_link_ends_the_making_and_leaves_the_old_site(repository, tiny,
     with pytest.raises(ValueError, match="06_doc2query"):
         build_book(repository, [Source(repository / "runs" / "docstrings", "Tiny", tiny)], tmp_path / "book")
     assert list((tmp_path / "book").iterdir()) == []
+
+
+def test_runs_of_a_folder_elsewhere_are_shown_with_its_texts_if_it_is_named(tmp_path, tiny_beir_folder):
+    collection = load_collection(tiny_beir_folder)
+    how = {"notebook": "02_bm25", "config": {}, "depth": 10, "wall_s": 1.0}
+    run = Run({query_id: {collection.doc_ids[0]: 1.0} for query_id in collection.qrels}, "bm25")
+    save_result(tmp_path / "runs" / tiny_beir_folder.name, run, collection, **how)
+    assert [source.collection for source in find_sources(tmp_path)] == [None]
+    [source] = find_sources(tmp_path, [str(tiny_beir_folder)], private=True)
+    assert fits(next(iter(load_results(source.runs).values())), source.collection)
+    assert source.private
+    with pytest.raises(FileNotFoundError, match="no runs of elsewhere"):
+        find_sources(tmp_path, ["some/elsewhere"])
 
 
 def test_without_runs_there_is_no_book(repository, tmp_path):

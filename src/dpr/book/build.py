@@ -1,5 +1,6 @@
 """Makes the site in build/book from what is committed and from build/sample: `python -m dpr.book.build`."""
 
+import argparse
 import os
 import shutil
 import sys
@@ -82,26 +83,38 @@ class Source:
         title: The collection's name, as shown.
         collection: Its texts and judgements; None if they are not on this machine.
         sample: Whether the runs are those of `make run`.
+        private: Whether texts are shown whatever their licence.
     """
 
     runs: Path
     title: str
     collection: Collection | None
     sample: bool = False
+    private: bool = False
 
 
-def find_sources(root: Path) -> list[Source]:
-    """The collections with runs in a repository: those committed, and that of `make run`.
+def find_sources(root: Path, folders: Sequence[str] = (), private: bool = False) -> list[Source]:
+    """The collections with runs in a repository: those committed or made there, and that of `make run`.
 
     Args:
         root: The repository.
+        folders: Collections that are not in the data folder: folders in BEIR layout, whose runs are in
+            `runs/<its name>`.
+        private: Whether the site is not for publishing, so that texts are shown whatever their licence.
+
+    Raises:
+        FileNotFoundError: One of `folders` does not exist or has no runs.
+        ValueError: A damaged result or collection.
     """
-    sources = []
-    for runs in sorted({path.parent for path in (root / "runs").glob("*/*.trec.gz")}):
+    sources, places = [], {Path(folder).name: Path(folder) for folder in folders}
+    found = sorted({path.parent for path in (root / "runs").glob("*/*.trec.gz")})
+    if lost := places.keys() - {runs.name for runs in found}:
+        raise FileNotFoundError(f"{root / 'runs'}: no runs of {', '.join(sorted(lost))}")
+    for runs in found:
         split = next(iter(load_results(runs, ablations=True).values())).metadata["split"]
-        here = find_data(runs.name) is not None
-        collection = load_collection(runs.name, split) if here else None
-        sources.append(Source(runs, COLLECTIONS.get(runs.name, runs.name), collection))
+        place = places.get(runs.name) or (runs.name if find_data(runs.name) else None)
+        collection = load_collection(place, split) if place else None
+        sources.append(Source(runs, COLLECTIONS.get(runs.name, runs.name), collection, private=private))
     order = {name: number for number, name in enumerate(COLLECTIONS)}
     sources.sort(key=lambda source: order.get(source.runs.name, len(order)))
     sample = PROFILES["sample"]
@@ -158,7 +171,7 @@ def build_book(root: Path, sources: Sequence[Source], target: Path) -> Path:
 def _write_results(found: Source, source: Path) -> tuple[dict[str, Any], str]:
     """Write what the site shows of one collection: its line of the overview, its part of a page."""
     results = load_results(found.runs, ablations=True)
-    told = write_results_by_query(source / "_static" / "results", results, found.collection)
+    told = write_results_by_query(source / "_static" / "results", results, found.collection, found.private)
     _say(f"{found.title}: {told['queries']} queries, {told['systems']} systems")
     figure = source / "figures" / f"speed-{found.runs.name}.svg"
     return told | {"title": found.title}, systems_section(results, found.title, figure, found.sample)
@@ -224,11 +237,18 @@ def _say(what: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {what}", flush=True)
 
 
-def main() -> None:
-    """Make the site of the repository."""
-    root = project_root()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the site of the repository, as the command line says."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    told = "a folder in BEIR layout whose runs are in runs/<its name>, to show its texts too"
+    parser.add_argument("--collection", action="append", default=[], metavar="FOLDER", help=told)
+    parser.add_argument(
+        "--private", action="store_true", help="show texts whatever their licence; do not publish"
+    )
+    asked, root = parser.parse_args(arguments), project_root()
     try:
-        page = build_book(root, find_sources(root), root / "build" / "book")
+        sources = find_sources(root, asked.collection, asked.private)
+        page = build_book(root, sources, root / "build" / "book")
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     print(f"open {page}")

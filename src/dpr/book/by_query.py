@@ -27,7 +27,7 @@ UNKNOWN = (False, "nothing is known here of its licence")
 
 
 def write_results_by_query(
-    folder: Path, results: Mapping[str, Result], collection: Collection | None
+    folder: Path, results: Mapping[str, Result], collection: Collection | None, private: bool = False
 ) -> dict[str, Any]:
     """Write what the page shows of one collection.
 
@@ -39,6 +39,7 @@ def write_results_by_query(
         results: The systems' results, variants included; shown are those over the same as most are.
         collection: The passages, queries and judgements that the runs are of; without it, or if it is another
             one than that, ids are shown in place of texts, and no judgements.
+        private: Whether the site is not for publishing, so that texts are shown whatever their licence.
 
     Returns:
         What the overview says of the collection: `name`, `queries`, `systems` and `texts`.
@@ -50,7 +51,7 @@ def write_results_by_query(
     first = next(iter(results.values()))
     name, query_ids = first.collection, list(first.evaluation.per_query[METRIC])
     known = collection is not None and fits(first, collection)
-    texts, queries, told = _texts(name, collection if known else None)
+    texts, queries, told = _texts(name, collection if known else None, private)
     qrels = collection.qrels if known else {}
     relevant = {q: {d: grade for d, grade in qrels[q].items() if grade > 0} for q in qrels}
     hits = {system: _first_documents(result.run()) for system, result in results.items()}
@@ -76,11 +77,13 @@ def over_the_same(results: Mapping[str, Result]) -> dict[str, Result]:
     return {system: result for system, result in results.items() if over[system] == most}
 
 
-def _texts(name: str, collection: Collection | None) -> tuple[dict[str, list[str]], dict[str, str], str]:
+def _texts(
+    name: str, collection: Collection | None, private: bool
+) -> tuple[dict[str, list[str]], dict[str, str], str]:
     """doc_id → title and text, query_id → text, as far as they may be shown, and a sentence on that."""
     if collection is None:
         return {}, {}, "This collection was not at hand when the site was made: ids alone are shown."
-    free, terms = LICENCES.get(name, UNKNOWN)
+    free, terms = (True, "this site is not for publishing") if private else LICENCES.get(name, UNKNOWN)
     if free:
         texts = {p.doc_id: [p.title, _cut(p.text)] for p in collection.passages}
         return texts, collection.queries, f"Texts are shown up to {LONGEST_TEXT} characters: {terms}."
