@@ -382,6 +382,29 @@ def test_the_table_says_of_each_system_what_its_files_say(tmp_path, tiny):
     )
 
 
+def test_more_systems_than_letters_are_all_in_the_table(tmp_path, tiny):
+    how = {"notebook": "02_bm25", "config": {}, "depth": 10, "wall_s": 1.0}
+    for n in range(27):
+        save_result(tmp_path / "runs", Run({"q1": {"d1": 1.0 + n}}, f"system-{n}"), tiny, **how)
+    text = systems_section(load_results(tmp_path / "runs"), "Tiny", tmp_path / "speed.svg", sample=False)
+    assert all(f"| `system-{n}` |" in text for n in range(27))
+
+
+def test_one_query_proves_nothing_and_is_shown(tmp_path, tiny):
+    one = replace(tiny, all_qrels={"test": {"q2": tiny.qrels["q2"]}})
+    how = {"notebook": "02_bm25", "config": {}, "depth": 10, "wall_s": 1.0}
+    for n, tag in enumerate(("bm25", "dense")):
+        save_result(tmp_path / "runs", Run({"q2": {"d1": 1.0, "d2": 2.0 * n}}, tag), one, **how)
+    text = systems_section(load_results(tmp_path / "runs"), "Tiny", tmp_path / "speed.svg", sample=False)
+    assert "| `dense` | 1.0000 |" in text
+
+
+def test_the_command_names_the_profile_that_makes_the_runs(tmp_path):
+    results = load_results(ROOT / "runs" / "msmarco-dl")
+    text = systems_section(results, "MS MARCO", tmp_path / "speed.svg", sample=False)
+    assert "runs --profile scifact --only 09" in text
+
+
 def test_a_merged_system_takes_the_time_of_its_parts(tmp_path, tiny):
     save_tiny(tmp_path, tiny)
     results = load_results(tmp_path)

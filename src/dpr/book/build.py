@@ -64,7 +64,8 @@ The tables of the README with all that is known of each system; a click on a col
 Raised letters name the systems that one is proven better than (Fisher's randomisation test, all
 pairs, Holm, p ≤ .01). "p (Holm)" is against BM25, over the systems of the table; "would show" is
 the smallest true difference from BM25 that these queries would prove with a power of .8; "answers
-seen" is the share of test queries one of whose answers was shown in training.
+seen" is the share of test queries one of whose answers was shown in training. "Made again by" is
+the command that makes a run whose files are missing.
 """
 MISTAKES = """# What each mistake costs
 

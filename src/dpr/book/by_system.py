@@ -9,12 +9,13 @@ from matplotlib.figure import Figure
 from dpr.book.by_query import METRIC, over_the_same
 from dpr.evaluation.significance import compare_per_query, superscripts
 from dpr.experiments.plots import BLUE, GREY
-from dpr.experiments.profiles import TRAINED_ON
+from dpr.experiments.profiles import PROFILES, TRAINED_ON
 from dpr.experiments.published import published
 from dpr.experiments.report import BASELINE, answers_seen, smallest_provable
 from dpr.experiments.results import Result
 from dpr.files import atomic_path
 
+BENCHMARKS = "https://github.com/dpr-notebooks/dpr/blob/main/benchmarks/README.md"
 METRICS = (METRIC, "RR@10", "R@100")
 
 
@@ -56,20 +57,19 @@ def systems_section(results: Mapping[str, Result], title: str, figure: Path, sam
     return "\n\n".join(lines)
 
 
-BENCHMARKS = "https://github.com/dpr-notebooks/dpr/blob/main/benchmarks/README.md"
-
-
 def _main_table(main: Mapping[str, Result], every: Mapping[str, Result], sample: bool) -> list[str]:
     per_query = {system: result.evaluation.per_query[METRIC] for system, result in main.items()}
-    letters = superscripts(per_query) if len(main) <= len(ascii_lowercase) else dict.fromkeys(main, "")
+    few, several = len(main) <= len(ascii_lowercase), len(next(iter(per_query.values()))) > 1
+    letters = superscripts(per_query) if few and several else dict.fromkeys(main, "")
     shows = smallest_provable(dict(main))
     tests = {}
-    if BASELINE in main and len(main) > 1:
+    if BASELINE in main and len(main) > 1 and several:
         tests = {c.system: c for c in compare_per_query(per_query, BASELINE)}
     head = ["", "system", *METRICS, "seeds", f"published {METRIC}", f"less {BASELINE}", "p (Holm)"]
     head += ["would show", "answers seen", "trained and tuned on", "notebook", "made again by"]
     rows = []
-    for letter, (system, result) in zip(ascii_lowercase, main.items(), strict=False):
+    for number, (system, result) in enumerate(main.items()):
+        letter = ascii_lowercase[number] if few else ""
         cells = [letter, f"`{system}`", *(f"{result.evaluation.means[m]:.4f}" for m in METRICS)]
         cells[2] += f" <sup>{letters[system]}</sup>" if letters[system] else ""
         seeds = [found[METRIC] for found in result.metadata.get("seeds", {}).values()]
@@ -115,8 +115,9 @@ def _learnt_from(result: Result) -> str:
 
 def _made(result: Result, sample: bool) -> list[str]:
     """The cells with the notebook's chapter and the command that makes the run again."""
-    notebook = result.metadata["notebook"]
-    what = "run --profile sample" if sample else f"runs --profile {result.collection}"
+    notebook, name = result.metadata["notebook"], result.collection
+    profile = next((p.name for p in PROFILES.values() if p.larger == name), name)
+    what = "run --profile sample" if sample else f"runs --profile {profile}"
     command = f"`python -m dpr.experiments.notebooks {what} --only {notebook[:2]}`"
     return [f"[{notebook[:2]}](notebooks/{notebook}.ipynb)", command]
 
