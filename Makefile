@@ -23,7 +23,7 @@ help:            ## list these commands
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	@$(USABLE) || { $(PYTHON) -m venv .venv && $(USABLE); } || \
 	  { echo "no usable .venv: remove it, apt install python3-venv, or make PYTHON=..." >&2; exit 1; }
-	@echo "Installing $(words $(PINS)) pinned packages (2 to 4 minutes, 2.9 GB on disk):"
+	@echo "Installing $(words $(PINS)) pinned packages (2 to 4 minutes, 3.1 GB on disk):"
 	@$(PIP) -r requirements.txt | awk -v all=$(words $(PINS)) '/^(Collecting|Processing|Requirement already)/ { if (++n % 20 == 0) \
 	  { print "  " (n < all ? n : all) " of " all " fetched"; fflush() } } \
 	  /^Installing collected/ { print "  all fetched, writing them to .venv (about a minute) ..."; fflush() }'
@@ -49,7 +49,7 @@ runs: .venv/installed       ## execute the notebooks on PROFILE, keeping only th
 readme: .venv/installed     ## write the README's tables and figure from runs/
 	$(BIN)/python -m dpr.experiments.report
 
-book: .venv/installed       ## make the site in build/book from notebooks/, runs/ and what `make run` left (2 minutes, 2 cores)
+book: .venv/installed       ## make the site in build/book from notebooks/, runs/ and what `make run` left (2.5 minutes on 2 slow cores)
 	$(BIN)/python -m dpr.book.build
 
 bench: .venv/installed      ## measure speed beside other libraries

@@ -486,7 +486,6 @@ def test_the_damage_is_that_of_the_run_files():
 def test_a_broken_link_ends_the_making_and_leaves_the_old_site(repository, tiny, tmp_path, monkeypatch):
     last = rendered_notebooks(repository)[-1:]  # which links to others
     monkeypatch.setattr(build, "rendered_notebooks", lambda root: last)
-    monkeypatch.setattr(build, "mistakes_table", lambda root: "")
     (tmp_path / "book").mkdir()
     with pytest.raises(ValueError, match="06_doc2query"):
         build_book(repository, [Source(repository / "runs" / "docstrings", "Tiny", tiny)], tmp_path / "book")

@@ -152,15 +152,18 @@ def build_book(root: Path, sources: Sequence[Source], target: Path) -> Path:
         for folder in ("notebooks", "figures"):
             (source / folder).mkdir()
         chapters = [write_chapter(notebook, source / "notebooks") for notebook in notebooks]
+        largest_first = sorted(sources, key=lambda found: -len(list(found.runs.iterdir())))
         with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as processes:
-            jobs = [processes.submit(_write_results, found, source) for found in sources]
-            overview, sections = zip(*(job.result() for job in jobs), strict=True)
+            jobs = {found.runs: processes.submit(_write_results, found, source) for found in largest_first}
+            mistakes = processes.submit(mistakes_table, root)
+            overview, sections = zip(*(jobs[found.runs].result() for found in sources), strict=True)
+            table = mistakes.result()
         write_script(source / "_static" / "results" / "overview.js", "overview", overview)
         pages = {
             "index": _first_page(root, source, [path.stem for path in chapters]),
             "queries": QUERIES.format(metric="nDCG@10"),
             "systems": "\n\n".join([SYSTEMS, *sections]),
-            "mistakes": f"{MISTAKES}\n:::{{container}} sortable\n\n{mistakes_table(root)}\n\n:::\n",
+            "mistakes": f"{MISTAKES}\n:::{{container}} sortable\n\n{table}\n\n:::\n",
         }
         for name, text in pages.items():
             write_text(source / f"{name}.md", text)
