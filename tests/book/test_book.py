@@ -13,10 +13,11 @@ import nbformat
 import pytest
 
 from dpr.book import build, mistakes
-from dpr.book.build import Source, build_book, find_sources
+from dpr.book.build import build_book
 from dpr.book.by_query import FEW_WORDS, write_results_by_query
 from dpr.book.by_system import draw_quality_by_speed, queries_a_second, systems_section
 from dpr.book.chapters import LONGEST_SHOWN, picture_in_words, write_chapter
+from dpr.book.sources import Source, find_sources
 from dpr.data.collection import Collection
 from dpr.data.loading import load_collection
 from dpr.data.trec import Run, read_run

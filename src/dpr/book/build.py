@@ -1,6 +1,7 @@
 """Makes the site in build/book from what is committed and from build/sample: `python -m dpr.book.build`."""
 
 import argparse
+import io
 import os
 import shutil
 import sys
@@ -8,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,10 @@ from dpr.book.by_query import write_results_by_query, write_script
 from dpr.book.by_system import systems_section
 from dpr.book.chapters import write_chapter
 from dpr.book.mistakes import mistakes_table
-from dpr.data.collection import Collection
-from dpr.data.loading import find_data, load_collection, project_root
-from dpr.experiments.profiles import PROFILES
-from dpr.experiments.report import COLLECTIONS, FIGURE, LEARN, rendered_notebooks, summary_table
+from dpr.book.sources import Source, find_sources
+from dpr.data.loading import project_root
+from dpr.experiments.report import COLLECTIONS, FIGURE, LEARN, Rendered, rendered_notebooks, summary_table
 from dpr.experiments.results import load_results
-from dpr.experiments.workspace import Workspace
 from dpr.files import atomic_folder, write_text
 
 STATIC = Path(__file__).parent / "static"
@@ -75,57 +73,6 @@ repository let it happen.
 """
 
 
-@dataclass(frozen=True)
-class Source:
-    """The runs of one collection that the site shows.
-
-    Attributes:
-        runs: `runs/<collection>`.
-        title: The collection's name, as shown.
-        collection: Its texts and judgements; None if they are not on this machine.
-        sample: Whether the runs are those of `make run`.
-        private: Whether texts are shown whatever their licence.
-    """
-
-    runs: Path
-    title: str
-    collection: Collection | None
-    sample: bool = False
-    private: bool = False
-
-
-def find_sources(root: Path, folders: Sequence[str] = (), private: bool = False) -> list[Source]:
-    """The collections with runs in a repository: those committed or made there, and that of `make run`.
-
-    Args:
-        root: The repository.
-        folders: Collections that are not in the data folder: folders in BEIR layout, whose runs are in
-            `runs/<its name>`.
-        private: Whether the site is not for publishing, so that texts are shown whatever their licence.
-
-    Raises:
-        FileNotFoundError: One of `folders` does not exist or has no runs.
-        ValueError: A damaged result or collection.
-    """
-    sources, places = [], {Path(folder).name: Path(folder) for folder in folders}
-    found = sorted({path.parent for path in (root / "runs").glob("*/*.trec.gz")})
-    if lost := places.keys() - {runs.name for runs in found}:
-        raise FileNotFoundError(f"{root / 'runs'}: no runs of {', '.join(sorted(lost))}")
-    for runs in found:
-        split = next(iter(load_results(runs, ablations=True).values())).metadata["split"]
-        place = places.get(runs.name) or (runs.name if find_data(runs.name) else None)
-        collection = load_collection(place, split) if place else None
-        sources.append(Source(runs, COLLECTIONS.get(runs.name, runs.name), collection, private=private))
-    order = {name: number for number, name in enumerate(COLLECTIONS)}
-    sources.sort(key=lambda source: order.get(source.runs.name, len(order)))
-    sample = PROFILES["sample"]
-    runs = root / "build" / "sample" / "runs" / sample.collection
-    if list(runs.glob("*.trec.gz")):
-        collection = Workspace(sample, root).collection()
-        sources.append(Source(runs, f"{sample.collection} (sample)", collection, sample=True))
-    return sources
-
-
 def build_book(root: Path, sources: Sequence[Source], target: Path) -> Path:
     """Make the site.
 
@@ -151,7 +98,8 @@ def build_book(root: Path, sources: Sequence[Source], target: Path) -> Path:
         shutil.copytree(STATIC, source / "_static")
         for folder in ("notebooks", "figures"):
             (source / folder).mkdir()
-        chapters = [write_chapter(notebook, source / "notebooks") for notebook in notebooks]
+        for notebook in notebooks:
+            write_chapter(notebook, source / "notebooks")
         largest_first = sorted(sources, key=lambda found: -len(list(found.runs.iterdir())))
         with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as processes:
             jobs = {found.runs: processes.submit(_write_results, found, source) for found in largest_first}
@@ -160,14 +108,14 @@ def build_book(root: Path, sources: Sequence[Source], target: Path) -> Path:
             table = mistakes.result()
         write_script(source / "_static" / "results" / "overview.js", "overview", overview)
         pages = {
-            "index": _first_page(root, source, [path.stem for path in chapters]),
+            "index": _first_page(root, source, notebooks),
             "queries": QUERIES.format(metric="nDCG@10"),
             "systems": "\n\n".join([SYSTEMS, *sections]),
             "mistakes": f"{MISTAKES}\n:::{{container}} sortable\n\n{table}\n\n:::\n",
         }
         for name, text in pages.items():
             write_text(source / f"{name}.md", text)
-        _say(f"{len(pages) + len(chapters)} pages")
+        _say(f"{len(pages) + len(notebooks)} pages")
         _sphinx(source, site, Path(temporary) / "doctrees")
     return target / "index.html"
 
@@ -181,7 +129,7 @@ def _write_results(found: Source, source: Path) -> tuple[dict[str, Any], str]:
     return told | {"title": found.title}, systems_section(results, found.title, figure, found.sample)
 
 
-def _first_page(root: Path, source: Path, chapters: Sequence[str]) -> str:
+def _first_page(root: Path, source: Path, notebooks: Sequence[Rendered]) -> str:
     """The first page in markdown; the README's picture is copied to `source`."""
     lines = [
         "# dpr",
@@ -200,13 +148,14 @@ def _first_page(root: Path, source: Path, chapters: Sequence[str]) -> str:
         "- [What each mistake costs](mistakes.md): the classic ones, measured and guarded."
     )
     table = ["| chapter | question | you learn |", "| --- | --- | --- |"]
-    for notebook in rendered_notebooks(root):
+    for notebook in notebooks:
         learn = LEARN.get(notebook.path.name[:2], "")
         table.append(
             f"| [{notebook.title}](notebooks/{notebook.path.name}) | {notebook.question} | {learn} |"
         )
     lines.append("\n".join(table))
-    trees = {"Results": ["queries", "systems", "mistakes"], "Chapters": [f"notebooks/{c}" for c in chapters]}
+    chapters = [f"notebooks/{notebook.path.stem}" for notebook in notebooks]
+    trees = {"Results": ["queries", "systems", "mistakes"], "Chapters": chapters}
     for caption, names in trees.items():
         lines.append(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(names) + "\n```")
     return "\n\n".join(lines) + "\n"
@@ -216,25 +165,11 @@ def _sphinx(source: Path, site: Path, doctrees: Path) -> None:
     """Turn the pages into HTML."""
     from sphinx.application import Sphinx
 
-    warnings = _Lines()
-    static = source / "_static"
+    warnings, static = io.StringIO(), source / "_static"
     config = CONFIG | {"html_static_path": [str(static)], "html_favicon": str(static / "icon.svg")}
     Sphinx(str(source), None, str(site), str(doctrees), "html", config, status=None, warning=warnings).build()
-    if warnings.lines:
-        raise ValueError("Sphinx warns:\n" + "".join(warnings.lines))
-
-
-class _Lines:
-    """A stream that keeps what is written to it."""
-
-    def __init__(self):
-        self.lines: list[str] = []
-
-    def write(self, text: str) -> None:
-        self.lines.append(text)
-
-    def flush(self) -> None:
-        pass
+    if warnings.getvalue():
+        raise ValueError(f"Sphinx warns:\n{warnings.getvalue()}")
 
 
 def _say(what: str) -> None:
