@@ -194,15 +194,13 @@ def audit_negatives(
     if unknown:
         raise ValueError(f"{len(unknown)} negatives are not among the passages, first {unknown[0]!r}")
     grades = [qrels.get(example.query_id, {}).get(doc_id) for example, doc_id in pairs]
-    positives = {
-        e.query_id: [shingles(data.passages[d]) for d in e.positives]
-        for e in data.examples
-        if e.query_id in negatives
-    }
+    used = {d for e, _ in pairs for d in e.positives}
+    positives = {doc_id: shingles(data.passages[doc_id]) for doc_id in used}
+    drawn = {doc_id: shingles(passages[doc_id]) for doc_id in {doc_id for _, doc_id in pairs}}
     duplicates = [
         (e.query_id, doc_id)
         for e, doc_id in pairs
-        if any(jaccard(shingles(passages[doc_id]), text) >= near for text in positives[e.query_id])
+        if any(jaccard(drawn[doc_id], positives[d]) >= near for d in e.positives)
     ]
     spread = np.linspace(0, len(pairs) - 1, min(num_samples, len(pairs))).astype(int)
     samples = [
@@ -229,4 +227,5 @@ def jaccard(one: set, other: set) -> float:
     >>> jaccard({1, 2}, {2, 3})
     0.3333333333333333
     """
-    return len(one & other) / len(one | other)
+    both = len(one & other)
+    return both / (len(one) + len(other) - both)
