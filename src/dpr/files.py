@@ -5,6 +5,7 @@ Nothing is flushed to the disk: after a power cut (not after a kill) the newest 
 """
 
 import gzip
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -352,9 +354,10 @@ def read_lines(path: Path | str) -> Iterator[tuple[int, str]]:
         raise FileNotFoundError(f"{path}: no such file")
     number, empty, read = 0, True, 0
     bound = max(MOST_RATIO * path.stat().st_size, 2 * MOST_LINE)
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+    unpacked = io.BufferedReader(gzip.GzipFile(path)) if path.suffix == ".gz" else path.open("rb")
+    with unpacked as stream:
         try:
-            for number, raw in enumerate(iter(lambda: stream.readline(MOST_LINE + 1), b""), start=1):
+            for number, raw in enumerate(iter(partial(stream.readline, MOST_LINE + 1), b""), start=1):
                 read += len(raw)
                 if len(raw) > MOST_LINE or read > bound:
                     what = f"a line of more than {MOST_LINE:,} bytes"

@@ -139,7 +139,7 @@ def read_run(path: Path | str) -> Run:
     """
     hits: dict[str, dict[str, float]] = {}
     ranks: dict[str, dict[str, float]] = {}
-    tag = None
+    tag, name = None, str(path)  # a path becomes text slowly, and each line's place is named
     for number, line in read_lines(path):
         columns = line.split()
         if len(columns) != 6:
@@ -147,12 +147,14 @@ def read_run(path: Path | str) -> Run:
                 f"{path}:{number}: expected 6 columns (query_id Q0 doc_id rank score tag), got {len(columns)}"
             )
         query_id, _, doc_id, rank, score, line_tag = columns
-        scores = hits.setdefault(query_id, {})
+        if query_id not in hits:
+            hits[query_id], ranks[query_id] = {}, {}
+        scores = hits[query_id]
         if doc_id in scores:
             raise ValueError(f"{path}:{number}: document {doc_id} comes twice for query {query_id}")
-        scores[doc_id] = _number(score, f"{path}:{number}: score")
-        ranks.setdefault(query_id, {})[doc_id] = _rank(rank)
-        if tag not in (None, line_tag):
+        scores[doc_id] = _number(score, f"{name}:{number}: score")
+        ranks[query_id][doc_id] = _rank(rank)
+        if line_tag != tag and tag is not None:
             raise ValueError(f"{path}:{number}: tag {line_tag} after {tag}; one file holds one run")
         tag = line_tag
     for query_id, scores in hits.items():
