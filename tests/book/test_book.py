@@ -15,7 +15,7 @@ import pytest
 from dpr.book import build, mistakes
 from dpr.book.build import build_book
 from dpr.book.by_query import FEW_WORDS, write_results_by_query
-from dpr.book.by_system import draw_quality_by_speed, queries_a_second, systems_section
+from dpr.book.by_system import draw_quality_by_speed, queries_a_second, systems_section, timed_on
 from dpr.book.chapters import LONGEST_SHOWN, picture_in_words, write_chapter
 from dpr.book.sources import Source, find_sources
 from dpr.data.collection import Collection
@@ -412,6 +412,19 @@ def test_a_merged_system_takes_the_time_of_its_parts(tmp_path, tiny):
     assert queries_a_second("bm25", results) == 1.0
     assert queries_a_second("merged", results) == pytest.approx(2 / 6)
     assert queries_a_second("merged", {s: r for s, r in results.items() if s != "dense"}) is None
+
+
+def test_speeds_of_another_machine_are_left_out_of_the_figure(tmp_path, tiny):
+    save_tiny(tmp_path, tiny)
+    results = load_results(tmp_path)
+    mine = results["bm25"].metadata["hardware"]
+    assert timed_on(results) == (mine, [])
+    results["dense"].metadata["hardware"] = "a GPU"
+    assert timed_on(results) == (mine, ["merged", "dense"])
+    front = draw_quality_by_speed(results, "Tiny", tmp_path / "speed.svg")
+    assert [system for system, _, _ in front] == ["bm25"]
+    text = systems_section(results, "Tiny", tmp_path / "speed.svg", sample=False)
+    assert "Left out, as timed on another machine: merged, dense." in text
 
 
 def test_no_system_is_better_and_faster_than_one_of_the_front(tmp_path):

@@ -1,5 +1,6 @@
 """The page of results by system: sortable tables, and quality against speed."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from string import ascii_lowercase
@@ -31,7 +32,7 @@ def systems_section(results: Mapping[str, Result], title: str, figure: Path, sam
     every = over_the_same(results)
     main = {system: result for system, result in every.items() if not result.metadata["ablation"]}
     variants = {system: result for system, result in every.items() if result.metadata["ablation"]}
-    front = draw_quality_by_speed(every, title, figure)
+    front, (machine, elsewhere) = draw_quality_by_speed(every, title, figure), timed_on(every)
     about = next(iter(every.values())).metadata
     said = ", ".join(f"{system} ({value:.4f}, {speed:.3g} queries/s)" for system, speed, value in front)
     lines = [
@@ -42,8 +43,9 @@ def systems_section(results: Mapping[str, Result], title: str, figure: Path, sam
         ":::",
         f"```{{figure}} figures/{figure.name}\n:alt: {METRIC} by queries a second on {title}; no system is "
         f"both better and faster than {said}\n\n{title}: quality by speed, as the notebooks took the time on "
-        f"{', '.join(sorted({r.metadata['hardware'] for r in every.values()}))}: encoding of the queries "
-        "and search, of a merged system for all its parts. Some ran beside other work, so a factor of two "
+        f"{machine}: encoding of the queries and search, of a merged system for all its parts. "
+        + (f"Left out, as timed on another machine: {', '.join(elsewhere)}. " if elsewhere else "")
+        + "Some ran beside other work, so a factor of two "
         f"between two systems says nothing; [benchmarks]({BENCHMARKS}) compare speeds with care.\n```",
     ]
     if variants:
@@ -128,12 +130,33 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     return ["\n".join(lines)]
 
 
+def _parts(result: Result) -> list[str]:
+    """The systems that a system merges or reranks."""
+    config = result.metadata["config"]
+    return config.get("runs") or ([config["first"]] if "first" in config else [])
+
+
+def timed_on(results: Mapping[str, Result]) -> tuple[str, list[str]]:
+    """The hardware that most systems were timed on, and those that were timed elsewhere, in whole or in part.
+
+    Args:
+        results: System → result, variants included, as those are parts of others.
+    """
+
+    def machines(system: str) -> set[str]:
+        result = results[system]
+        return {result.metadata["hardware"]}.union(*(machines(p) for p in _parts(result) if p in results))
+
+    main = {s: machines(s) for s, result in results.items() if not result.metadata["ablation"]}
+    usual = Counter(results[system].metadata["hardware"] for system in main).most_common(1)[0][0]
+    return usual, [system for system, found in main.items() if found != {usual}]
+
+
 def queries_a_second(system: str, results: Mapping[str, Result]) -> float | None:
     """Queries a second of a system, with the time of what it merges or reranks; None if that is not known."""
     metadata = results[system].metadata
-    config, seconds = metadata["config"], metadata["wall_s"]
-    parts = config.get("runs") or ([config["first"]] if "first" in config else [])
-    for part in parts:
+    seconds = metadata["wall_s"]
+    for part in _parts(results[system]):
         speed = queries_a_second(part, results) if part in results else None
         if speed is None:
             return None
@@ -144,7 +167,7 @@ def queries_a_second(system: str, results: Mapping[str, Result]) -> float | None
 def draw_quality_by_speed(
     results: Mapping[str, Result], title: str, path: Path
 ) -> list[tuple[str, float, float]]:
-    """Draw the metric of every system, variants aside, by queries a second.
+    """Draw the metric of every system that `timed_on` keeps, variants aside, by queries a second.
 
     Args:
         results: System → result, variants included, as those are parts of others.
@@ -154,7 +177,9 @@ def draw_quality_by_speed(
     Returns:
         The systems that none is both better and faster than, fastest first: name, queries a second, metric.
     """
-    speeds = {s: queries_a_second(s, results) for s, r in results.items() if not r.metadata["ablation"]}
+    _, elsewhere = timed_on(results)
+    main = [s for s, r in results.items() if not r.metadata["ablation"] and s not in elsewhere]
+    speeds = {s: queries_a_second(s, results) for s in main}
     points = [(s, speed, results[s].evaluation.means[METRIC]) for s, speed in speeds.items() if speed]
     front, best = [], -1.0
     for point in sorted(points, key=lambda p: (-p[1], -p[2])):
