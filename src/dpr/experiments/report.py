@@ -115,7 +115,7 @@ def _caption(results: dict[str, Result]) -> str:
     depth = " or ".join(str(d) for d in sorted({r.metadata["depth"] for r in results.values()}))
     caption = (
         f"{metadata['num_queries']} {metadata['split']} queries, {metadata['scope']}, "
-        f"depth {depth}, {', '.join(sorted({r.metadata['hardware'] for r in results.values()}))}. "
+        f"depth {depth}, {'; '.join(sorted({r.metadata['hardware'] for r in results.values()}))}. "
         f"Raised letters: the systems that one is proven better than (Fisher, all pairs, Holm, p ≤ {LEVEL})."
     )
     smallest = {system: value for system, value in smallest_provable(results).items() if value > 0}
