@@ -22,6 +22,8 @@ SUMMARY = {  # the systems of the first table → what they are, in words
     "all-MiniLM-L6-v2": "a ready MiniLM bi-encoder",
     "all-MiniLM-L6-v2-ft": "the same, fine-tuned here",
     "rrf-bm25-all-MiniLM-L6-v2-ft": "fine-tuned and BM25, merged",
+    "bm25-ce": "BM25's first hits, reranked here",
+    "rrf-bm25-ce-all-MiniLM-L6-v2-ft": "reranked, fine-tuned and BM25, merged",
 }
 UNSHARED = "all-MiniLM-L6-v2-ft-unshared"  # fine-tuned without the answers to test queries
 BASELINE = "bm25"
