@@ -49,7 +49,7 @@ runs: .venv/installed       ## execute the notebooks on PROFILE, keeping only th
 readme: .venv/installed     ## write the README's tables and figure from runs/
 	$(BIN)/python -m dpr.experiments.report
 
-book: .venv/installed       ## make the site in build/book from notebooks/, runs/ and what `make run` left (2.5 minutes on 2 slow cores)
+book: .venv/installed       ## make the site in build/book from notebooks/, runs/ and what `make run` left (75 seconds on 2 slow cores)
 	$(BIN)/python -m dpr.book.build
 
 bench: .venv/installed      ## measure speed beside other libraries

@@ -100,6 +100,25 @@ def test_identical_systems_have_a_p_of_one(num_queries):
     assert randomisation_test(np.zeros(num_queries)) == 1.0
 
 
+@pytest.mark.parametrize("num_queries", [10, 40, 300])
+@pytest.mark.parametrize("ties", [False, True])
+def test_p_is_that_of_scipy_to_the_last_digit(num_queries, ties):
+    rng = np.random.default_rng(num_queries)
+    shape = (num_queries, 3)
+    differences = rng.integers(-2, 3, shape) / 4 if ties else rng.standard_normal(shape)
+    expected = stats.permutation_test(
+        (differences,),
+        lambda sample, axis: np.mean(sample, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=100_000,
+        batch=1_500_000 // differences.size,
+        rng=np.random.default_rng(7),
+        axis=0,
+    ).pvalue
+    np.testing.assert_array_equal(randomisation_test(differences, seed=7), expected)
+
+
 def test_a_seed_gives_the_same_p_again_and_another_seed_another():
     differences = np.random.default_rng(1).normal(0.05, 0.3, size=100)
     first = randomisation_test(differences, seed=5)
