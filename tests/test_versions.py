@@ -18,7 +18,6 @@ EXTRAS = PROJECT["optional-dependencies"]
 # What the code passes to a package, and the release that first takes it
 NEEDS = [
     ("transformers", "5.23", "training/trainer.py", "activation_checkpointing="),
-    ("scipy", "1.15", "evaluation/significance.py", "rng="),
 ]
 # Not installed from requirements.txt: they need a compiler, a GPU or an account
 OPTIONAL = {"hnswlib", "faiss-gpu", "neptune-client"}
