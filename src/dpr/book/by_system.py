@@ -141,6 +141,9 @@ def timed_on(results: Mapping[str, Result]) -> tuple[str, list[str]]:
 
     Args:
         results: System → result, variants included, as those are parts of others.
+
+    Returns:
+        The hardware, as `hardware()` names it, and the names of the systems timed elsewhere.
     """
 
     def machines(system: str) -> set[str]:
