@@ -571,9 +571,10 @@ def test_a_reply_in_another_form_is_shown(make, endpoint, form):
 
 def test_requests_are_spaced_repeated_ones_too(make, endpoint):
     endpoint.misbehave = [500, 500]
-    make(requests_per_minute=600).generate(TEXTS, GREEDY)
+    writer, begun = make(requests_per_minute=300), time.monotonic()
+    writer.generate(TEXTS, GREEDY)
     assert len(endpoint.times) == len(TEXTS) + 2
-    assert endpoint.times[-1] - endpoint.times[0] >= 0.1 * (len(TEXTS) + 1) - 0.05
+    assert max(endpoint.times) - begun >= 0.2 * (len(TEXTS) + 1)  # a busy machine only makes it longer
 
 
 def test_the_key_is_in_no_file_message_log_or_description(make, endpoint, tmp_path, caplog):
