@@ -7,6 +7,7 @@ from string import ascii_lowercase
 
 import numpy as np
 from scipy import optimize, stats
+from threadpoolctl import threadpool_limits
 
 from dpr.arguments import checked
 from dpr.data.trec import Qrels
@@ -172,12 +173,13 @@ def randomisation_test(
     every = 2 ** len(table) <= num_permutations
     count, drawn = np.zeros((2, table.shape[1]), dtype=np.int64), 0 if every else 1
     batch = max(1, 1_500_000 // max(table.size, 1))
-    for signs in (
-        _all_signs(len(table)) if every else _random_signs(len(table), num_permutations, batch, seed)
-    ):
-        means = signs @ table / len(table)
-        count += [(means <= observed + tolerance).sum(axis=0), (means >= observed - tolerance).sum(axis=0)]
-        drawn += len(signs)
+    random_signs = _random_signs(len(table), num_permutations, batch, seed)
+    with threadpool_limits(1, "blas"):  # products so small that threads would only wait for each other
+        for signs in _all_signs(len(table)) if every else random_signs:
+            means = signs @ table / len(table)
+            count[0] += (means <= observed + tolerance).sum(axis=0)
+            count[1] += (means >= observed - tolerance).sum(axis=0)
+            drawn += len(signs)
     p_values = np.minimum(1.0, 2 * (count.min(axis=0) + (not every)) / drawn)
     p_values = np.where(table.any(axis=0), p_values, 1.0)
     return p_values if differences.ndim > 1 else float(p_values[0])
