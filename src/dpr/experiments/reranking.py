@@ -186,11 +186,7 @@ def teacher_run(
     """
     bm25 = BM25.build(collection, space.index_folder(collection))
     runs = [bm25.search(queries, depth, leave_out_own=False)]
-    for encoder in encoders:
-        encoded = space.passage_vectors(encoder, collection)
-        index = build_index("exact", encoded.vectors, encoded.doc_ids, encoder.config.similarity)
-        query_emb = encoder.encode_queries(list(queries.values()))
-        runs.append(index.search_run(list(queries), query_emb, depth, encoder.name, None))
+    runs += [space.encoder_hits(encoder, collection, queries, depth) for encoder in encoders]
     return fuse_scores(runs, "teacher")
 
 

@@ -269,6 +269,22 @@ class Workspace:
         folder = self.root / "build" / "vectors" / name
         return encode_collection(folder, encoder, collection, poolings=poolings, overflow=overflow)
 
+    def encoder_hits(
+        self, encoder: BiEncoder, collection: Collection, queries: Mapping[str, str], depth: int
+    ) -> Run:
+        """What an encoder finds for any queries, exhaustively; a document of the query's own id stays.
+
+        Args:
+            encoder: The encoder.
+            collection: The passages.
+            queries: query_id → text.
+            depth: Hits per query.
+        """
+        encoded = self.passage_vectors(encoder, collection)
+        index = build_index("exact", encoded.vectors, encoded.doc_ids, encoder.config.similarity)
+        query_emb = encoder.encode_queries(list(queries.values()))
+        return index.search_run(list(queries), query_emb, depth, encoder.name, frozenset())
+
     def search_and_save(
         self,
         encoder: BiEncoder | TwoEncoders,
