@@ -247,7 +247,7 @@ SMALL_SYNTHETIC = SyntheticTraining(
 TEACHING = RerankerSettings(batch_size=8, learning_rate=1e-4, dropout=0.0, precision="bfloat16", log_every=10)
 SMALL_RERANKING = Reranking(
     written=replace(TEACHING, num_epochs=1.0, eval_every=100),
-    judged=replace(TEACHING, num_steps=300, learning_rate=5e-5, eval_every=50),
+    judged=replace(TEACHING, num_steps=100, learning_rate=5e-5, eval_every=50),
     distillation=DistillationSettings(
         num_epochs=1.0,
         batch_size=16,
