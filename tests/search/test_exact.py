@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpr.search import exact
-from dpr.search.exact import exact_topk, exact_topk_torch
+from dpr.search.exact import exact_topk, exact_topk_torch, to_device
 
 
 def plain(queries, passages, depth):
@@ -214,6 +214,8 @@ def test_torch_finds_what_a_sort_finds(depth, dtype, scaled, tmp_path):
     np.testing.assert_array_equal(positions, plain(queries, whole, depth))
     true = np.take_along_axis(queries.astype(np.float64) @ whole.T, positions, 1)
     np.testing.assert_allclose(scores, true, rtol=1e-5, atol=1e-5)
+    held = exact_topk_torch(queries, to_device(passages, scale, "cpu"), depth, None, "cpu")
+    np.testing.assert_array_equal(held, (scores, positions))
 
 
 @pytest.mark.usefixtures("torch_blocks")

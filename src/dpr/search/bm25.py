@@ -12,19 +12,20 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dpr.arguments import checked
-from dpr.data.collection import Collection
+from dpr.data.collection import Collection, Passage
 from dpr.data.text import SURROGATE
-from dpr.data.trec import Run, checked_queries, ordered_hits, without_own_documents
+from dpr.data.trec import Run, checked_queries, without_own_documents
 from dpr.evaluation.metrics import evaluate, split_metric
 from dpr.files import MARKER, atomic_folder, changed, locked, read_json, settle, write_text
 from dpr.search.java import start_jvm
+from dpr.search.lucene import LuceneIndex
 
 K1, B = 0.9, 0.4  # Anserini's defaults, which the published figures use
 K1_GRID = (0.6, 0.9, 1.2, 1.6, 2.0)
 B_GRID = (0.2, 0.4, 0.6, 0.75, 0.9)
 MANIFEST = "dpr-index.json"
 BATCH = 10_000
-MOST_WORDS = 2**20  # different words in a query
+SOON = 2  # seconds that a search takes before a progress bar is shown
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,12 @@ class BM25:
     """
 
     def __init__(self, folder: Path, collection: Collection, reused: bool):
-        start_jvm()
-        from jnius import JavaException, autoclass
-        from pyserini.search.lucene import LuceneSearcher
-
-        # Lucene gives up on a query of more than 1,024 words, and pyserini then on all queries
-        autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(MOST_WORDS)
         self.folder, self.collection, self.reused = folder, collection, reused
         try:
-            self._searcher = LuceneSearcher(str(folder / "lucene"))
-        except JavaException as error:
+            self._lucene = LuceneIndex(folder / "lucene", (p.doc_id for p in _with_text(collection)))
+        except OSError as error:
             raise RuntimeError(f"{folder}: Lucene cannot read it; remove it and build again") from error
-        self.num_documents = self._searcher.num_docs
+        self.num_documents = self._lucene.num_documents
         self.num_bytes: int = sum(path.stat().st_size for path in (folder / "lucene").iterdir())
 
     @classmethod
@@ -98,7 +93,7 @@ class BM25:
             OSError: The index cannot be written.
         """
         folder = Path(folder).resolve()  # Java resolves relative paths from the folder it was started in
-        documents = [p for p in collection.passages if p.contents]
+        documents = _with_text(collection)
         if not documents:
             raise ValueError(f"{collection.name}: no passage with a text to index")
         made_by = {"fingerprint": collection.fingerprint, "pyserini": version("pyserini")}
@@ -149,12 +144,9 @@ class BM25:
             raise ValueError(f"depth ≥ 1, k1 ≥ 0 and 0 ≤ b ≤ 1 are needed, got {depth}, {k1}, {b}")
         queries = checked_queries(queries)
         own = [q for q, text in queries.items() if leave_out_own and self.collection.holds(q, text)]
-        self._searcher.set_bm25(k1, b)
-        found = self._searcher.batch_search(
-            list(queries.values()), list(queries), k=depth + bool(own), threads=os.cpu_count() or 1
-        )
-        hits = {q: {hit.docid: float(hit.score) for hit in found.get(q) or ()} for q in queries}
-        run = Run({q: dict(ordered_hits(scores)) for q, scores in hits.items()}, "bm25")
+        found = self._lucene.search(list(queries.values()), depth + bool(own), k1, b)
+        bar = tqdm(found, "BM25", len(queries), unit="query", delay=SOON)
+        run = Run(dict(zip(queries, bar, strict=True)), "bm25")
         return without_own_documents(run, own, depth) if own else run
 
     @checked
@@ -203,6 +195,11 @@ def analyse(text: str) -> list[str]:
     from pyserini.analysis import Analyzer, get_lucene_analyzer
 
     return Analyzer(get_lucene_analyzer()).analyze(SURROGATE.sub("\ufffd", text))
+
+
+def _with_text(collection: Collection) -> list[Passage]:
+    """The passages that are indexed."""
+    return [passage for passage in collection.passages if passage.contents]
 
 
 def _index(documents: Sequence, folder: Path) -> None:

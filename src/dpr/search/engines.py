@@ -4,12 +4,13 @@ Each returns scores where larger is better, whatever it computes inside. If FAIS
 than requested, the other positions are -1, with scores of minus infinity; hnswlib raises an error.
 """
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from dpr.search.exact import exact_topk, exact_topk_torch
+from dpr.search.exact import exact_topk, exact_topk_torch, to_device
 
 # kind → its settings with their defaults; 0 means `num_lists(N)` lists, or about D / 4 code bytes
 SETTINGS: dict[str, dict[str, int]] = {
@@ -85,9 +86,20 @@ class ExactEngine:
 
     def search(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores [Q, K] and positions [Q, K] of the K = `depth` best vectors for each query."""
-        if torch.cuda.is_available():
-            return exact_topk_torch(queries, self.vectors, depth, self.scale, "cuda")
-        return exact_topk(queries, self.vectors, depth, self.scale)
+        if not torch.cuda.is_available():
+            return exact_topk(queries, self.vectors, depth, self.scale)
+        if self._on_gpu is not None:
+            return exact_topk_torch(queries, self._on_gpu, depth, None, "cuda")
+        return exact_topk_torch(queries, self.vectors, depth, self.scale, "cuda")
+
+    @cached_property
+    def _on_gpu(self) -> torch.Tensor | None:
+        """The vectors on the GPU, as copying them takes longer than a search, or None.
+
+        They are kept there if they take at most half of the memory that is free at the first search.
+        """
+        free, _ = torch.cuda.mem_get_info()
+        return to_device(self.vectors, self.scale, "cuda") if 8 * self.vectors.size <= free else None
 
     def save(self, folder: Path) -> None:
         """Write the unscaled vectors, and their scale if there is one."""

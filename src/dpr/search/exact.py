@@ -195,8 +195,22 @@ def _libraries():
 
 
 @torch.inference_mode()
+def to_device(vectors: np.ndarray, scale: np.ndarray | None, device: str) -> torch.Tensor:
+    """Vectors times their scale as float32 on a torch device: [N, D]."""
+    made = torch.empty(vectors.shape, dtype=torch.float32, device=device)
+    for start in range(0, len(vectors), GPU_PASSAGES):
+        part = slice(start, start + GPU_PASSAGES)
+        block = np.array(vectors[part], dtype=np.float32)
+        made[part] = torch.from_numpy(block if scale is None else block * scale[part, None])
+    return made
+
+
 def exact_topk_torch(
-    query_emb: np.ndarray, passage_emb: np.ndarray, depth: int, scale: np.ndarray | None, device: str
+    query_emb: np.ndarray,
+    passage_emb: np.ndarray | torch.Tensor,
+    depth: int,
+    scale: np.ndarray | None,
+    device: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Do the same as `exact_topk` on a torch device.
 
@@ -205,9 +219,10 @@ def exact_topk_torch(
 
     Args:
         query_emb: float32 [Q, D].
-        passage_emb: float32 or float16 [N, D]; a memory map is read block by block, once.
+        passage_emb: float32 or float16 [N, D]; a memory map is read block by block, once. Or what
+            `to_device` made of all of them, for many searches.
         depth: K, from 1 to N.
-        scale: float32 [N], factors for the scores of each passage.
+        scale: float32 [N], factors for the scores of each passage; not for a tensor, which has them.
         device: A torch device name.
 
     Returns:
@@ -218,10 +233,10 @@ def exact_topk_torch(
     best = torch.empty((len(queries), 0), device=device)
     where = torch.empty((len(queries), 0), dtype=torch.int64, device=device)
     for start in range(0, len(passage_emb), GPU_PASSAGES):
-        block = np.array(passage_emb[start : start + GPU_PASSAGES], dtype=np.float32)
-        if scale is not None:
-            block *= scale[start : start + GPU_PASSAGES, None]
-        passages = torch.from_numpy(block).to(device)
+        passages = passage_emb[start : start + GPU_PASSAGES]
+        if not isinstance(passages, torch.Tensor):
+            factors = None if scale is None else scale[start : start + GPU_PASSAGES]
+            passages = to_device(passages, factors, device)
         found = [
             (rows @ passages.T).topk(min(depth, len(passages)), dim=1) for rows in queries.split(GPU_QUERIES)
         ]
