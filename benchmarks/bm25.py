@@ -10,6 +10,7 @@ where it is installed; it has its own analysis, so its hits differ.
 import argparse
 import importlib.util
 import os
+import resource
 import statistics
 import tempfile
 import time
@@ -19,7 +20,6 @@ from dpr import BM25, load_collection
 from dpr.data.trec import ordered_hits
 from dpr.provenance import hardware
 from dpr.search.bm25 import K1, B
-from dpr.training.trainer import memory_bytes
 
 DEPTHS = (100, 1000)
 
@@ -65,12 +65,10 @@ def main() -> None:
         index = BM25.build(collection, folder)
         if given.memory:
             texts = list(collection.all_queries.values())
-            before, start = memory_bytes(), time.perf_counter()
+            start = time.perf_counter()
             run = index.search({str(i): texts[i % len(texts)] for i in range(7_000)}, 1000)
-            print(
-                f"{run}: {time.perf_counter() - start:.0f} s, {memory_bytes() / 2**30:.2f} GiB at most, "
-                f"{before / 2**30:.2f} before"
-            )
+            seconds, most = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            print(f"{run}: {seconds:.0f} s, {most / 2**20:.2f} GiB at most, all of the process")
             return
         queries = dict(list(collection.all_queries.items())[: given.queries])
         runs = {

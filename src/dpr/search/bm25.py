@@ -146,7 +146,8 @@ class BM25:
         own = [q for q, text in queries.items() if leave_out_own and self.collection.holds(q, text)]
         found = self._lucene.search(list(queries.values()), depth + bool(own), k1, b)
         bar = tqdm(found, "BM25", len(queries), unit="query", delay=SOON)
-        run = Run(dict(zip(queries, bar, strict=True)), "bm25")
+        run = Run({}, "bm25")
+        run.update(zip(queries, bar, strict=True))
         return without_own_documents(run, own, depth) if own else run
 
     @checked
