@@ -24,6 +24,7 @@ from dpr.evaluation.metrics import evaluate
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 from dpr.search.index import build_index
+from dpr.training import processes
 from dpr.training.collator import Collator, QueryCollator
 from dpr.training.dataset import TrainingSequence
 from dpr.training.distillation import kl_divergence_loss, margin_mse_loss
@@ -66,9 +67,14 @@ class Pair(torch.nn.Module):
         return query_emb, self._embed(self.encoder.passage, passages)
 
     def _embed(self, encoder: BiEncoder, passes: list[dict]) -> torch.Tensor:
-        """Embed all passes of one side; the vectors are in the order of the batch."""
-        vectors = []
-        for batch in passes:
+        """Embed all passes of one side; the vectors are in the order of the batch.
+
+        Of several processes each embeds a part, and gets the others' vectors without a gradient.
+        """
+        num_rows = sum(len(batch["rows"]) for batch in passes)
+        shares = processes.own_rows(passes)
+        vectors = [torch.empty((0, encoder.dimension), device=encoder.model.device)]
+        for batch in shares:
             fields = {field: tensor for field, tensor in batch.items() if field != "rows"}
             if self.caching and torch.is_grad_enabled():
                 vectors.append(
@@ -76,8 +82,10 @@ class Pair(torch.nn.Module):
                 )
             else:
                 vectors.append(encoder.embed(fields)[0])
-        order = torch.cat([batch["rows"] for batch in passes])
-        return torch.cat(vectors)[torch.argsort(order)]
+        rows = torch.cat([passes[0]["rows"][:0], *(batch["rows"] for batch in shares)])
+        if processes.count() > 1:
+            return processes.gather(torch.cat(vectors), rows, num_rows)
+        return torch.cat(vectors)[torch.argsort(rows)]
 
     def activation_checkpointing_enable(self, **how) -> None:
         """Turn on activation checkpointing in every transformer; the Trainer calls this."""
@@ -98,8 +106,11 @@ class BiEncoderTrainer(LoggedTrainer):
         passage_emb: Vectors of the data's passages, as in `train`.
 
     Raises:
-        ValueError: Fewer than two validation queries, an error of `check_teacher` or of `TrainingSequence`.
+        ValueError: Fewer than two validation queries, fewer queries in a batch than processes, an error of
+            `check_teacher` or of `TrainingSequence`.
     """
+
+    in_processes = True
 
     def __init__(
         self,

@@ -27,11 +27,13 @@ from dpr.files import (
     write_text,
 )
 from dpr.provenance import git_commit, hardware
+from dpr.training import processes
 from dpr.training.settings import LoopSettings
 from dpr.training.tracking import HISTORY, RECORD, FileTracker, ModelKind, model_card, tensorboard
 from dpr.training.trainer import LoggedTrainer, checkpoints_in, usable_checkpoint
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
+FINISHED = "finished"  # told to the other processes in place of a checkpoint
 # Trainings that agree in these parts are the same one; the rest says where and by which code it was made
 IDENTITY = ("settings", "data", "start", "validation")
 
@@ -152,10 +154,29 @@ def train_or_resume(
     Raises:
         ValueError: `folder` holds another training, or something else; or another process trains in it.
     """
+    if processes.is_first():
+        trained = _lead(folder, record, make_trainer, save, kind, callbacks)
+        if not trained:
+            processes.from_first(FINISHED)
+    else:
+        newest = processes.from_first()
+        if newest != FINISHED:
+            _run(make_trainer(folder / CHECKPOINTS), newest)
+    processes.wait()
+    return Training(
+        [line for _, line in read_jsonl(folder / HISTORY)],
+        read_json(folder / MODEL / RECORD, *IDENTITY, "steps", "best_step"),
+        folder,
+    )
+
+
+def _lead(folder, record, make_trainer, save, kind, callbacks) -> bool:
+    """Train in a folder unless it holds the finished training; whether that was needed."""
     entries = folder.iterdir() if folder.is_dir() else ()
     others = [entry.name for entry in entries if entry.name != LOCK or entry.is_dir()]
     if others and not (folder / RECORD).is_file() and not all(map(TEMPORARY.fullmatch, others)):
         raise ValueError(f"{folder} is not empty and holds no training; give another folder")
+    trained = False
     if not _is_finished(folder, record):
         with locked(folder / LOCK):
             remove_abandoned(folder)
@@ -163,16 +184,13 @@ def train_or_resume(
             if not _is_finished(folder, record):  # by now
                 _claim(folder, record)
                 if not (folder / MODEL).is_dir():
+                    trained = True
                     _train(folder, make_trainer(folder / CHECKPOINTS), save, kind, callbacks)
                 for checkpoint in checkpoints_in(folder / CHECKPOINTS):
                     shutil.rmtree(checkpoint, ignore_errors=True)
                 if (folder / CHECKPOINTS).is_dir() and not any((folder / CHECKPOINTS).iterdir()):
                     (folder / CHECKPOINTS).rmdir()
-    return Training(
-        [line for _, line in read_jsonl(folder / HISTORY)],
-        read_json(folder / MODEL / RECORD, *IDENTITY, "steps", "best_step"),
-        folder,
-    )
+    return trained
 
 
 def _is_finished(folder: Path, record: Mapping[str, Any]) -> bool:
@@ -241,10 +259,7 @@ def _train(folder, trainer, save, kind, callbacks) -> None:
     newest = _newest(checkpoints)
     for callback in (FileTracker(folder), tensorboard(folder, newest), *callbacks):
         trainer.add_callback(callback)
-    if newest is not None and _out_of_patience(newest, trainer.settings):
-        trainer.state = TrainerState.load_from_json(f"{newest}/trainer_state.json")
-    else:
-        trainer.train(resume_from_checkpoint=newest and str(newest))
+    _run(trainer, processes.from_first(newest and str(newest)))
     state = trainer.state
     best_step = state.best_global_step or state.global_step
     if best_step != state.global_step:
@@ -259,7 +274,15 @@ def _train(folder, trainer, save, kind, callbacks) -> None:
         write_text(fresh / "README.md", model_card(folder.name, kind, finished, state.log_history))
 
 
-def _out_of_patience(checkpoint: Path, settings: LoopSettings) -> bool:
+def _run(trainer: LoggedTrainer, newest: str | None) -> None:
+    """Train from a checkpoint or from the start, in every process, unless patience had ended there."""
+    if newest is not None and _out_of_patience(newest, trainer.settings):
+        trainer.state = TrainerState.load_from_json(f"{newest}/trainer_state.json")
+    else:
+        trainer.train(resume_from_checkpoint=newest)
+
+
+def _out_of_patience(checkpoint: str, settings: LoopSettings) -> bool:
     """Whether training had already stopped early at a checkpoint; the Trainer itself would go on."""
     callbacks = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").stateful_callbacks
     stopping = callbacks.get("EarlyStoppingCallback")

@@ -14,11 +14,13 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from dpr.data.training_data import TrainingData
 from dpr.files import read_json, write_text
 from dpr.models.bi_encoder import fast_precision
+from dpr.training import processes
 from dpr.training.dataset import TrainingSequence
 from dpr.training.settings import LoopSettings
 
@@ -44,11 +46,26 @@ class LoggedTrainer(Trainer):
         steps_per_epoch: Optimiser steps in an epoch.
         arguments: The Trainer's arguments, as `training_arguments` makes them.
         **more: Further keyword arguments of the Trainer.
+
+    Attributes:
+        in_processes: Whether the model embeds its share of a batch; see `dpr.training.processes`.
+
+    Raises:
+        ValueError: There are several processes, and the model has no shares or a batch fewer queries.
     """
+
+    in_processes = False
 
     def __init__(
         self, model, settings: LoopSettings, steps_per_epoch: float, arguments: TrainingArguments, **more
     ):
+        if processes.count() > 1 and not self.in_processes:
+            raise ValueError("only bi-encoders are trained in several processes; start this without torchrun")
+        if settings.batch_size < processes.count():
+            raise ValueError(
+                f"batch_size {settings.batch_size} must be at least the {processes.count()} processes: it is "
+                "what they train on together"
+            )
         self.settings, self.steps_per_epoch = settings, steps_per_epoch
         super().__init__(model, arguments, **more)
         self.remove_callback(PrinterCallback)
@@ -57,6 +74,17 @@ class LoggedTrainer(Trainer):
             self.add_callback(EarlyStoppingCallback(settings.patience))
         self.tally: Counter = Counter()
         self.since = time.perf_counter()
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The batches, all of them in every process; the Trainer would deal them out."""
+        if processes.count() == 1:
+            return super().get_train_dataloader()
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self.args.per_device_train_batch_size,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def extra_log(self, batches: int) -> dict[str, float]:
         """More fields for a line of the log, about the `batches` batches since the line before."""
@@ -122,6 +150,9 @@ class LoggedTrainer(Trainer):
             raise OSError(
                 getattr(error, "errno", None), f"{message}; earlier ones are kept", str(folder)
             ) from error
+        processes.wait()  # for the files of the others
+        if not processes.is_first():
+            return
         sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         write_text(folder / WHOLE, json.dumps(sizes, indent=1))
         there = checkpoints_in(folder.parent)
@@ -212,6 +243,7 @@ def training_arguments(
         report_to="none",
         remove_unused_columns=False,
         dataloader_pin_memory=not on_cpu,
+        ddp_broadcast_buffers=False,  # they are the same in every process
         use_cpu=on_cpu,
         seed=settings.seed,
     )
