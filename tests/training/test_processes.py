@@ -183,7 +183,10 @@ def test_what_has_no_shares_is_refused(monkeypatch, plain_folder):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ValueError, match="only bi-encoders are trained in several processes"):
         RerankerTrainer(
-            Reranker.from_encoder(encoder, 16, "cls"), data, None, RerankerSettings(num_negatives=1)
+            Reranker.from_encoder(encoder, 16, "cls"),
+            data,
+            None,
+            RerankerSettings(batch_size=2, num_steps=1, num_negatives=1),
         )
     with pytest.raises(ValueError, match="batch_size 2 must be at least the 3 processes"):
         BiEncoderTrainer(encoder, data, None, TrainingSettings(batch_size=2, num_steps=1))

@@ -110,8 +110,6 @@ class BiEncoderTrainer(LoggedTrainer):
             `check_teacher` or of `TrainingSequence`.
     """
 
-    in_processes = True
-
     def __init__(
         self,
         encoder: BiEncoder | TwoEncoders,
@@ -126,7 +124,7 @@ class BiEncoderTrainer(LoggedTrainer):
         self.encoder, self.validation, self._loss = encoder, validation, loss
         on_cpu = encoder.passage.model.device.type == "cpu"
         pass_tokens = settings.pass_tokens or (CPU_PASS_TOKENS if on_cpu else None)
-        sequence, steps, steps_per_epoch = prepare_steps(settings, data, settings.num_negatives)
+        sequence, steps, steps_per_epoch = prepare_steps(settings, data, settings.num_negatives, True)
         frozen = freeze_passages(encoder, data, passage_emb) if is_frozen(settings) else None
         pair = Pair(encoder, settings.gradient_caching, frozen)
         set_dropout(pair, settings.dropout)

@@ -46,26 +46,11 @@ class LoggedTrainer(Trainer):
         steps_per_epoch: Optimiser steps in an epoch.
         arguments: The Trainer's arguments, as `training_arguments` makes them.
         **more: Further keyword arguments of the Trainer.
-
-    Attributes:
-        in_processes: Whether the model embeds its share of a batch; see `dpr.training.processes`.
-
-    Raises:
-        ValueError: There are several processes, and the model has no shares or a batch fewer queries.
     """
-
-    in_processes = False
 
     def __init__(
         self, model, settings: LoopSettings, steps_per_epoch: float, arguments: TrainingArguments, **more
     ):
-        if processes.count() > 1 and not self.in_processes:
-            raise ValueError("only bi-encoders are trained in several processes; start this without torchrun")
-        if settings.batch_size < processes.count():
-            raise ValueError(
-                f"batch_size {settings.batch_size} must be at least the {processes.count()} processes: it is "
-                "what they train on together"
-            )
         self.settings, self.steps_per_epoch = settings, steps_per_epoch
         super().__init__(model, arguments, **more)
         self.remove_callback(PrinterCallback)
@@ -169,9 +154,26 @@ class _LastStep(TrainerCallback):
 
 
 def prepare_steps(
-    settings: LoopSettings, data: TrainingData, num_negatives: int
+    settings: LoopSettings, data: TrainingData, num_negatives: int, divided: bool = False
 ) -> tuple[TrainingSequence, int, float]:
-    """The records of a training, its number of optimiser steps, and the steps in an epoch."""
+    """The records of a training, its number of optimiser steps, and the steps in an epoch.
+
+    Args:
+        settings: Settings of the training.
+        data: The training data.
+        num_negatives: Negatives of each record.
+        divided: Whether the model embeds its share of a batch, as `dpr.training.processes` needs it.
+
+    Raises:
+        ValueError: There are several processes, for a model that has no shares or for fewer queries.
+    """
+    if processes.count() > 1 and not divided:
+        raise ValueError("only bi-encoders are trained in several processes; start this without torchrun")
+    if settings.batch_size < processes.count():
+        raise ValueError(
+            f"batch_size {settings.batch_size} must be at least the {processes.count()} processes: it is "
+            "what they train on together"
+        )
     how = (settings.seed, num_negatives, settings.queries_per_passage)
     batches_per_epoch = TrainingSequence(data, settings.batch_size, 1, *how).batches_per_epoch
     steps_per_epoch = batches_per_epoch / settings.accumulation
