@@ -427,7 +427,7 @@ def test_an_interruption_loses_nothing_that_was_answered(make, endpoint, tmp_pat
     endpoint.misbehave = [0.05] * len(TEXTS)
     with pytest.raises(KeyboardInterrupt):
         list(make(parallel=2).generate_blocks([TEXTS], GREEDY, [0], progress=interrupt))
-    assert 3 <= len(lines(tmp_path / "journal.jsonl")) == len(endpoint.bodies) <= 5
+    assert 3 <= len(lines(tmp_path / "journal.jsonl")) == len(endpoint.bodies) < len(TEXTS)
     make().generate(TEXTS, GREEDY)
     assert len(endpoint.bodies) == len(TEXTS)
 
