@@ -46,7 +46,8 @@ def own_rows(passes: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """The share of a batch that this process embeds: its turns of all rows, one after another.
 
     Args:
-        passes: The padded passes of one side of a batch; each is field → tensor [R, T], of R rows of T tokens; `rows` is int64 [R].
+        passes: The padded passes of one side of a batch; each is field → tensor [R, T], of R rows of T
+            tokens; `rows`, their places in the batch, is int64 [R].
     """
     shares, before = [], 0
     for batch in passes:
