@@ -57,10 +57,10 @@ class LuceneIndex:
         array = autoclass("com.fasterxml.jackson.annotation.JsonFormat$Shape").ARRAY
         shape = autoclass("com.fasterxml.jackson.annotation.JsonFormat$Value").forShape(array)
         left_out = autoclass("com.fasterxml.jackson.annotation.JsonIgnoreProperties$Value")
-        for name in ("ScoreDoc", "FieldDoc"):  # a hit is written as [score, number, shard]
+        for name in ("ScoreDoc", "FieldDoc"):  # a hit is written as [score, number]
             override = self._mapper.configOverride(find_javaclass(f"org.apache.lucene.search.{name}"))
             override.setFormat(shape)
-            override.setIgnorals(left_out.forIgnoredProperties("fields"))
+            override.setIgnorals(left_out.forIgnoredProperties("fields", "shardIndex"))
 
     def search(self, texts: Sequence[str], depth: int, k1: float, b: float) -> Iterator[dict[str, float]]:
         """The best documents of each text, on all cores.
@@ -128,11 +128,11 @@ class LuceneIndex:
         }
 
     def _hits(self, found: Any) -> np.ndarray:
-        """Lucene's `TopDocs` as float64 [K, 3]: scores, document numbers, and a column without meaning."""
+        """Lucene's `TopDocs` as float64 [K, 2]: scores and document numbers."""
         text = self._mapper.writeValueAsString(found)
         listed = text[text.index("[") : text.index("]]") if "]]" in text else None]
         listed = listed.translate(dict.fromkeys(map(ord, '[]}"')))
-        return np.fromstring(listed, sep=",").reshape(-1, 3)
+        return np.fromstring(listed, sep=",").reshape(-1, 2)
 
 
 def _without_ties(scores: np.ndarray) -> np.ndarray:
