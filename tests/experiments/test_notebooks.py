@@ -699,7 +699,8 @@ def test_every_notebook_runs_from_top_to_bottom_on_the_smallest_profile(monkeypa
     kept -= grid
     trained = {"random-weights", "random-weights-inpars", "all-MiniLM-L6-v2-inpars-way-back-s0"}
     losses = ("binary-cross-entropy", "margin-mse", "mse")
-    trained |= {f"bm25-ce-{variant}" for variant in ("cls", "judged", "written", "s0", *losses)}
+    negatives = ("negatives-bi-encoder", "negatives-both")
+    trained |= {f"bm25-ce-{variant}" for variant in ("cls", "judged", "written", "s0", *losses, *negatives)}
     learnt = {system for system in results if re.search("-(?:ft|distilled)-", system)}
     assert kept == {system for system in learnt if not system.startswith("rrf-")} | trained
     [tuned] = (build / "notebooks").glob("04_*.ipynb")
