@@ -3,17 +3,19 @@
 import importlib.util
 import sys
 
+import faiss
 import numpy as np
 import pytest
 
 from dpr.files import read_json, write_json
-from dpr.search.engines import num_lists
+from dpr.search.engines import _rotation, num_lists
 from dpr.search.index import KINDS, Index, build_index
 
 GRAPHS = ("faiss-hnsw", "hnswlib")
 SMALL = {
     "faiss-ivf": {"num_lists": 8, "num_probes": 8},
     "faiss-ivfpq": {"num_lists": 8, "num_probes": 8, "code_bytes": 8},
+    "faiss-opq": {"num_lists": 8, "num_probes": 8, "code_bytes": 8},
 }
 LOSSLESS = ("exact", "faiss-flat", *GRAPHS, "faiss-ivf")  # with all lists probed
 needs_hnswlib = pytest.mark.skipif(
@@ -117,7 +119,7 @@ def test_a_search_of_every_vector_says_so(kind, vectors, tmp_path):
     assert Index.load(tmp_path / "index").exhaustive == index.exhaustive
 
 
-@pytest.mark.parametrize("kind", ["faiss-ivf", "faiss-ivfpq"])
+@pytest.mark.parametrize("kind", ["faiss-ivf", "faiss-ivfpq", "faiss-opq"])
 def test_lists_are_all_searched_from_as_many_probes_on(kind, vectors):
     index = build(kind, vectors[0], num_lists=8, num_probes=7)
     assert not index.exhaustive
@@ -200,3 +202,47 @@ def test_lists_grow_with_the_root_of_the_passages_and_never_starve():
     assert num_lists(171_332) == 1655
     assert num_lists(600) == 15
     assert num_lists(10) == 1
+
+
+# --- codes whose candidates are scored anew ----------------------------------------------------
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_candidates_are_scored_with_the_vectors_and_with_all_of_them_nothing_is_missed(vectors, similarity):
+    passages, queries = vectors
+    index = build("faiss-opq", passages, similarity, rescored=1)
+    exact = build("exact", passages, similarity)
+    scores, positions = index.search(queries, 10)
+    true = exact.search(queries, len(passages))
+    for query in range(len(queries)):
+        score_of = dict(zip(true[1][query].tolist(), true[0][query].tolist(), strict=True))
+        expected = [score_of[position] for position in positions[query].tolist()]
+        np.testing.assert_allclose(scores[query], expected, rtol=1e-5, atol=1e-5)
+    few = recall(positions, true[1][:, :10])
+    found = index.with_search(rescored=60).search(queries, 10)  # 600 candidates, every vector
+    assert few < recall(found[1], true[1][:, :10]) == 1
+    np.testing.assert_array_equal(found[1], true[1][:, :10])
+
+
+def test_among_equal_candidates_the_smaller_position_comes_first(vectors):
+    passages = np.concatenate([vectors[0], vectors[0]])
+    _, positions = build("faiss-opq", passages, rescored=60).search(vectors[0][:30], 20)
+    assert (positions[:, 0] == np.arange(30)).all()
+    assert (positions[:, 1] == np.arange(30) + 600).all()
+
+
+def test_the_rotation_keeps_lengths_and_gives_each_part_of_a_code_the_same_variance():
+    spread = np.repeat([9.0, 4.0, 1.0, 0.25], 2)
+    sample = np.random.default_rng(0).normal(size=(5000, 8)) * np.sqrt(spread)
+    turned = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))[0]
+    rotation = _rotation((sample @ turned).astype(np.float32), 2)
+    matrix = faiss.vector_to_array(rotation.A).reshape(8, 8)
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(8), atol=1e-5)
+    variances = (sample @ turned @ matrix.T).var(axis=0)
+    assert np.prod(variances[:4]) == pytest.approx(np.prod(variances[4:]), rel=0.2)
+    assert np.prod(variances) == pytest.approx(np.prod(spread), rel=0.2)  # the axes are principal
+
+
+def test_constant_vectors_have_a_rotation():
+    index = build("faiss-opq", np.ones((600, 16), dtype=np.float32))
+    assert (index.search(np.ones((1, 16), dtype=np.float32), 3)[1] >= 0).all()

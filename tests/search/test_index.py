@@ -428,6 +428,7 @@ EXHAUSTIVE = {  # settings with which each kind looks at every vector
     "faiss-hnsw": {"ef_search": 320},
     "faiss-ivf": {"num_lists": 4, "num_probes": 4},
     "faiss-ivfpq": {"num_lists": 4, "num_probes": 4, "code_bytes": 3},
+    "faiss-opq": {"num_lists": 4, "num_probes": 4, "code_bytes": 3, "rescored": 300},
     "hnswlib": {"ef_search": 320},
 }
 

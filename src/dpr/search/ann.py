@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -15,11 +15,14 @@ from dpr.search.engines import (
     PQ_CENTROIDS,
     SEARCH_SETTINGS,
     SETTINGS,
+    Vectors,
     centroids,
     chosen_settings,
     num_lists,
+    sample_size,
 )
 from dpr.search.index import Index, build_index
+from dpr.search.vector_shards import BLOCK
 
 METRIC = "nDCG@10"
 MANY_VECTORS = 2_000  # from so many on, the default grid has codes of a byte for each dimension
@@ -85,7 +88,7 @@ def default_grid(count: int, dimension: int) -> Grid:
 @checked
 def ann_report(
     collection: Collection,
-    passage_emb: np.ndarray,
+    passage_emb: Vectors,
     query_emb: np.ndarray,
     similarity: str,
     grid: Grid | None = None,
@@ -100,7 +103,7 @@ def ann_report(
 
     Args:
         collection: Gives the judgements, and the ids of N passages and Q queries in the rows' order.
-        passage_emb: float [N, D].
+        passage_emb: float [N, D], an array or `VectorShards`.
         query_emb: float [Q, D].
         similarity: `cosine` or `dot`, whichever the encoder was trained for.
         grid: (kind, settings) pairs to measure; by default `default_grid`. Neighbours that differ only in
@@ -241,8 +244,8 @@ def plan_memory(num_passages: int, dim: int, **settings: int) -> dict[str, int]:
         **settings: Settings that replace the defaults of the kinds that have them, such as `m=16`.
 
     Returns:
-        Kind → bytes; for `exact` of float32 vectors, which may stay on disk (float16 takes half). Kinds
-        that would learn from too few passages are missing.
+        Kind → bytes; with those of float32 vectors for `exact` and `faiss-opq`, which may stay on disk
+        (float16 takes half). Kinds that would learn from too few passages are missing.
 
     Raises:
         ValueError: A size is below 1, or no kind knows a setting.
@@ -253,19 +256,52 @@ def plan_memory(num_passages: int, dim: int, **settings: int) -> dict[str, int]:
     >>> plan_memory(8_841_823, 384)["faiss-sqfp16"] / 2**30  # MS MARCO, GiB
     6.324...
     """
+    return {
+        kind: round(_bytes(kind, chosen, num_passages, dim))
+        for kind, chosen in _plannable(num_passages, dim, settings)
+    }
+
+
+@checked
+def plan_building(num_passages: int, dim: int, **settings: int) -> dict[str, int]:
+    """Bytes of memory that `build_index` takes at most, for each kind, if the vectors are memory-mapped.
+
+    It is what the process holds by itself: the index, twice where it grows by copying; what it learns from,
+    three times; two blocks of vectors; and 128 bytes a passage while ids and lengths are checked. The ids
+    themselves, and pages of files, which the system takes back when it needs them, are not counted.
+
+    Args:
+        num_passages: N, at least 1.
+        dim: D, at least 1.
+        **settings: As in `plan_memory`.
+
+    Raises:
+        ValueError: As in `plan_memory`.
+
+    >>> plan_building(8_841_823, 384)["faiss-opq"] / 2**30  # MS MARCO, GiB
+    5.47...
+    """
+    block = min(num_passages, BLOCK) * dim * FLOAT32
+    bytes_of = {}
+    for kind, chosen in _plannable(num_passages, dim, settings):
+        learnt = sample_size(kind, chosen, num_passages) if "num_lists" in chosen else 0
+        stays = num_passages * dim * FLOAT32 if kind in ("exact", "faiss-opq") else 0  # on disk
+        grown = _bytes(kind, chosen, num_passages, dim) - stays
+        bytes_of[kind] = round(128 * num_passages + 2 * block + 3 * learnt * dim * FLOAT32 + 2 * grown)
+    return bytes_of
+
+
+def _plannable(num_passages: int, dim: int, settings: dict[str, int]) -> Iterator[tuple[str, dict[str, int]]]:
+    """Each kind that can be built, and its settings."""
     if num_passages < 1 or dim < 1:
         raise ValueError(f"num_passages and dim must be at least 1, got {num_passages} and {dim}")
     unknown = set(settings) - {name for known in SETTINGS.values() for name in known}
     if unknown:
         raise ValueError(f"no kind has the settings {sorted(unknown)}")
-    bytes_of = {}
     for kind, defaults in SETTINGS.items():
         given = {name: value for name, value in settings.items() if name in defaults}
-        if num_passages < centroids(kind, given):
-            continue
-        chosen = chosen_settings(kind, given, num_passages, dim)
-        bytes_of[kind] = round(_bytes(kind, chosen, num_passages, dim))
-    return bytes_of
+        if num_passages >= centroids(kind, given):
+            yield kind, chosen_settings(kind, given, num_passages, dim)
 
 
 def _bytes(kind: str, settings: dict[str, int], count: int, dim: int) -> float:
@@ -285,5 +321,6 @@ def _bytes(kind: str, settings: dict[str, int], count: int, dim: int) -> float:
         centroids = settings["num_lists"] * dim * FLOAT32
         if kind == "faiss-ivf":
             return vectors + count * INT64 + centroids
-        return count * (settings["code_bytes"] + INT64) + centroids + PQ_CENTROIDS * dim * FLOAT32
+        codes = count * (settings["code_bytes"] + INT64) + centroids + PQ_CENTROIDS * dim * FLOAT32
+        return codes + dim * dim * FLOAT32 + vectors if kind == "faiss-opq" else codes  # with the rotation
     return vectors

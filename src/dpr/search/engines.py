@@ -4,6 +4,7 @@ Each returns scores where larger is better, whatever it computes inside. If FAIS
 than requested, the other positions are -1, with scores of minus infinity; hnswlib raises an error.
 """
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import numpy as np
 import torch
 
 from dpr.search.exact import exact_topk, exact_topk_torch, to_device
+from dpr.search.vector_shards import BLOCK, VectorShards, save_rows
 
-# kind → its settings with their defaults; 0 means `num_lists(N)` lists, or about D / 4 code bytes
+# kind → its settings with their defaults; 0 means `num_lists(N)` lists, or about D / 4 code bytes (D / 8 for
+# `faiss-opq`, which scores anew)
 SETTINGS: dict[str, dict[str, int]] = {
     "exact": {},
     "faiss-flat": {},
@@ -20,13 +23,18 @@ SETTINGS: dict[str, dict[str, int]] = {
     "faiss-hnsw": {"m": 32, "ef_construction": 200, "ef_search": 128},
     "faiss-ivf": {"num_lists": 0, "num_probes": 16},
     "faiss-ivfpq": {"num_lists": 0, "num_probes": 16, "code_bytes": 0},
+    "faiss-opq": {"num_lists": 0, "num_probes": 16, "code_bytes": 0, "rescored": 4},
     "hnswlib": {"m": 32, "ef_construction": 200, "ef_search": 128},
 }
-SEARCH_SETTINGS = ("ef_search", "num_probes")  # these can be changed after building
+SEARCH_SETTINGS = ("ef_search", "num_probes", "rescored")  # these can be changed after building
 VECTORS_A_CENTROID = 39  # FAISS warns if it has fewer vectors per centroid
+MOST_A_CENTROID = 256  # FAISS uses no more vectors per centroid
+OPQ_A_CENTROID, OPQ_ROUNDS = 64, 10  # `faiss-opq` learns from fewer, in fewer rounds: learning codes is slow
 PQ_CENTROIDS = 256
+RESCORED_AT_ONCE = 65_536  # vectors read at once to score candidates anew
 FILE = "index.bin"  # file name for engines that write a single file
-BATCH = 65_536  # vectors added at once
+
+Vectors = np.ndarray | VectorShards
 
 
 def num_lists(num_passages: int) -> int:
@@ -48,7 +56,8 @@ def chosen_settings(kind: str, settings: dict[str, int], count: int, dimension: 
     if chosen.get("num_lists") == 0:
         chosen["num_lists"] = num_lists(count)
     if chosen.get("code_bytes") == 0:
-        chosen["code_bytes"] = max(c for c in range(1, max(2, dimension // 4 + 1)) if dimension % c == 0)
+        wanted = dimension // (8 if kind == "faiss-opq" else 4)
+        chosen["code_bytes"] = max(c for c in range(1, max(2, wanted + 1)) if dimension % c == 0)
     for name, value in chosen.items():
         check_setting(kind, name, value)
     needed = centroids(kind, chosen)
@@ -64,7 +73,30 @@ def chosen_settings(kind: str, settings: dict[str, int], count: int, dimension: 
 
 def centroids(kind: str, settings: dict[str, int]) -> int:
     """How many centroids a kind of index learns with these settings, for which it needs as many vectors."""
-    return max(settings.get("num_lists", 0), PQ_CENTROIDS if kind == "faiss-ivfpq" else 0)
+    return max(settings.get("num_lists", 0), PQ_CENTROIDS if "code_bytes" in SETTINGS[kind] else 0)
+
+
+def sample_size(kind: str, settings: dict[str, int], count: int) -> int:
+    """How many of N vectors a kind of index with inverted lists learns from."""
+    return min(count, _most_a_centroid(kind) * max(settings["num_lists"], PQ_CENTROIDS))
+
+
+def _most_a_centroid(kind: str) -> int:
+    return OPQ_A_CENTROID if kind == "faiss-opq" else MOST_A_CENTROID
+
+
+def scaled_blocks(vectors: Vectors, scale: np.ndarray | None) -> Iterator[np.ndarray]:
+    """Yield blocks of the vectors as float32 [n, D], multiplied by their scale if there is one."""
+    for start in range(0, len(vectors), BLOCK):
+        block = np.asarray(vectors[start : start + BLOCK], dtype=np.float32)
+        yield np.ascontiguousarray(block if scale is None else block * scale[start : start + BLOCK, None])
+
+
+def _sample(vectors: Vectors, scale: np.ndarray | None, size: int) -> np.ndarray:
+    """So many of the vectors, evenly spaced, as float32 and scaled like the blocks."""
+    rows = np.arange(size) * len(vectors) // size
+    found = np.ascontiguousarray(vectors[rows], dtype=np.float32)
+    return found if scale is None else found * scale[rows, None]
 
 
 def check_setting(kind: str, name: str, value: int) -> None:
@@ -80,7 +112,7 @@ def check_setting(kind: str, name: str, value: int) -> None:
 class ExactEngine:
     """Our own exhaustive search, on a GPU if there is one, of vectors in memory or memory-mapped."""
 
-    def __init__(self, vectors: np.ndarray, scale: np.ndarray | None):
+    def __init__(self, vectors: Vectors, scale: np.ndarray | None):
         self.vectors, self.scale = vectors, scale
         self.num_bytes = vectors.nbytes + (scale.nbytes if scale is not None else 0)
 
@@ -103,9 +135,9 @@ class ExactEngine:
 
     def save(self, folder: Path) -> None:
         """Write the unscaled vectors, and their scale if there is one."""
-        for name, array in (("vectors", self.vectors), ("scale", self.scale)):
-            if array is not None:
-                np.save(folder / f"{name}.npy", array)
+        save_rows(folder / "vectors.npy", self.vectors)
+        if self.scale is not None:
+            np.save(folder / "scale.npy", self.scale)
 
     @classmethod
     def load(cls, folder: Path) -> "ExactEngine":
@@ -123,33 +155,44 @@ class FaissEngine:
         self._cpu = index
         on_gpu = faiss.get_num_gpus() > 0 and not isinstance(index, faiss.IndexHNSW)
         self._index = faiss.index_cpu_to_all_gpus(index) if on_gpu else index
-        self.num_bytes = len(faiss.serialize_index(index))
+        self.num_bytes = _written_bytes(index)
 
     @classmethod
-    def build(cls, kind: str, vectors, dimension: int, count: int, settings: dict[str, int]) -> "FaissEngine":
-        """Train the index if its kind learns, then add the vectors, an iterator of float32 blocks [n, D]."""
+    def build(
+        cls, kind: str, vectors: Vectors, scale: np.ndarray | None, settings: dict[str, int]
+    ) -> "FaissEngine":
+        """Train the index on a sample if its kind learns, then add the vectors block by block."""
         import faiss
 
-        lists = settings.get("num_lists")
+        lists, code = settings.get("num_lists"), settings.get("code_bytes")
         factory = {
             "faiss-flat": "Flat",
             "faiss-sqfp16": "SQfp16",
             "faiss-hnsw": f"HNSW{settings.get('m')},Flat",
             "faiss-ivf": f"IVF{lists},Flat",
-            "faiss-ivfpq": f"IVF{lists},PQ{settings.get('code_bytes')}np",
+            "faiss-ivfpq": f"IVF{lists},PQ{code}np",
+            "faiss-opq": f"IVF{lists},PQ{code}np",
         }[kind]
-        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         if kind == "faiss-hnsw":
             index.hnsw.efConstruction = settings["ef_construction"]
-        if kind == "faiss-ivfpq":
-            index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # we check the number
-        blocks = list(vectors) if not index.is_trained else vectors
+        learning = [index.cp, index.pq.cp] if code else []
+        for parameters in learning:
+            parameters.min_points_per_centroid = 1  # we check the number
+            parameters.max_points_per_centroid = _most_a_centroid(kind)
+        sample = None
         if not index.is_trained:
-            index.train(np.concatenate(blocks))
-        for block in blocks:
+            sample = _sample(vectors, scale, sample_size(kind, settings, len(vectors)))
+        if kind == "faiss-opq":
+            index.pq.cp.niter = OPQ_ROUNDS
+            index = faiss.IndexPreTransform(_rotation(sample, code), index)
+        if sample is not None:
+            index.train(sample)
+            del sample
+        for block in scaled_blocks(vectors, scale):
             index.add(block)
         engine = cls(index)
-        for name in SEARCH_SETTINGS:
+        for name in ("ef_search", "num_probes"):
             if name in settings:
                 engine.set(name, settings[name])
         return engine
@@ -182,6 +225,95 @@ class FaissEngine:
         return cls(faiss.read_index(str(folder / FILE)))
 
 
+def _rotation(sample: np.ndarray, code_bytes: int):
+    """FAISS's form of the rotation that spreads the variance evenly over the parts of a code.
+
+    The axes are the principal ones; from the largest variance down, each goes to the part with the smallest
+    product of variances that has room.
+
+    Source: Ge, He, Ke and Sun 2013, Optimized product quantization, section 3.2 (the parametric solution).
+    """
+    import faiss
+
+    dimension, mean = sample.shape[1], sample.mean(axis=0, dtype=np.float64)
+    covariance = (sample.T @ sample).astype(np.float64) / len(sample) - np.outer(mean, mean)
+    variances, axes = np.linalg.eigh(covariance)
+    least = max(1e-6 * variances.max(), np.finfo(np.float32).tiny)
+    logs = np.log(np.maximum(variances, least) / least)
+    parts: list[list[int]] = [[] for _ in range(code_bytes)]
+    for axis in np.argsort(-variances):
+        room = (part for part in parts if len(part) < dimension // code_bytes)
+        min(room, key=lambda part: logs[part].sum()).append(int(axis))
+    rotation = faiss.LinearTransform(dimension, dimension, False)
+    turned = axes.T[[axis for part in parts for axis in part]]
+    faiss.copy_array_to_vector(np.ascontiguousarray(turned, dtype=np.float32).ravel(), rotation.A)
+    rotation.is_trained = rotation.is_orthonormal = True
+    return rotation
+
+
+def _written_bytes(index) -> int:
+    """The size of a FAISS index when it is written, counted without a copy of it."""
+    import faiss
+
+    sizes: list[int] = []
+    faiss.write_index(index, faiss.PyCallbackIOWriter(lambda part: sizes.append(len(part))))
+    return sum(sizes)
+
+
+class RescoredEngine:
+    """FAISS's codes name candidates, several for each hit; the vectors themselves then give the scores.
+
+    The vectors are in memory or memory-mapped; of these, only the candidates' are read.
+    """
+
+    def __init__(self, codes: FaissEngine, exact: ExactEngine, rescored: int):
+        self._codes, self._exact, self._rescored = codes, exact, rescored
+        self.num_bytes = codes.num_bytes + exact.num_bytes
+
+    @classmethod
+    def build(
+        cls, kind: str, vectors: Vectors, scale: np.ndarray | None, settings: dict[str, int]
+    ) -> "RescoredEngine":
+        """Build the index of codes; the vectors are kept as they are."""
+        codes = FaissEngine.build(kind, vectors, scale, settings)
+        return cls(codes, ExactEngine(vectors, scale), settings["rescored"])
+
+    def search(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores [Q, K] and positions [Q, K] of the K = `depth` best candidates for each query."""
+        vectors, scale = self._exact.vectors, self._exact.scale
+        candidates = min(depth * self._rescored, len(vectors))
+        at_once = max(1, RESCORED_AT_ONCE // candidates)
+        scores = np.empty((len(queries), depth), dtype=np.float32)
+        positions = np.empty((len(queries), depth), dtype=np.int64)
+        for start in range(0, len(queries), at_once):
+            part = slice(start, start + at_once)
+            rows = np.sort(self._codes.search(queries[part], candidates)[1], axis=1)
+            found = np.asarray(vectors[rows], dtype=np.float32) @ queries[part, :, None]
+            found = found[..., 0] if scale is None else found[..., 0] * scale[rows]
+            found[rows < 0] = -np.inf
+            order = np.argsort(-found, axis=1, kind="stable")[:, :depth]
+            scores[part] = np.take_along_axis(found, order, 1)
+            positions[part] = np.take_along_axis(rows, order, 1)
+        return scores, positions
+
+    def set(self, name: str, value: int) -> None:
+        """Change `num_probes`, or `rescored`, the candidates for each hit."""
+        if name == "rescored":
+            self._rescored = value
+        else:
+            self._codes.set(name, value)
+
+    def save(self, folder: Path) -> None:
+        """Write the index of codes and the vectors."""
+        self._codes.save(folder)
+        self._exact.save(folder)
+
+    @classmethod
+    def load(cls, folder: Path, rescored: int) -> "RescoredEngine":
+        """Read the codes; the vectors are memory-mapped."""
+        return cls(FaissEngine.load(folder), ExactEngine.load(folder), rescored)
+
+
 class HnswlibEngine:
     """hnswlib's graph with inner product; its distance is 1 minus the product."""
 
@@ -190,11 +322,12 @@ class HnswlibEngine:
         self.num_bytes = index.index_file_size()
 
     @classmethod
-    def build(cls, vectors, dimension: int, count: int, settings: dict[str, int]) -> "HnswlibEngine":
-        """Build the graph from the vectors, an iterator of float32 blocks [n, D]."""
+    def build(cls, vectors: Vectors, scale: np.ndarray | None, settings: dict[str, int]) -> "HnswlibEngine":
+        """Build the graph, adding the vectors block by block."""
+        count, dimension = vectors.shape
         index = import_hnswlib().Index(space="ip", dim=dimension)
         index.init_index(count, M=settings["m"], ef_construction=settings["ef_construction"], random_seed=0)
-        for block in vectors:
+        for block in scaled_blocks(vectors, scale):
             index.add_items(block)
         engine = cls(index)
         engine.set("ef_search", settings["ef_search"])

@@ -1,7 +1,7 @@
 """Searching vectors: every index states its similarity, and a larger score is always better."""
 
 import warnings
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +11,17 @@ from dpr.data.trec import Run, check_id, ordered_hits, text_id, without_own_docu
 from dpr.files import CHECKSUM, atomic_folder, crc32, read_json, read_lines, settle, write_json, write_text
 from dpr.models.checkpoint import SIMILARITIES
 from dpr.search.engines import (
-    BATCH,
     SEARCH_SETTINGS,
     SETTINGS,
     ExactEngine,
     FaissEngine,
     HnswlibEngine,
+    RescoredEngine,
+    Vectors,
     check_setting,
     chosen_settings,
 )
+from dpr.search.vector_shards import BLOCK
 
 KINDS = tuple(SETTINGS)
 UNIT = 1e-6  # how far a length may be from 1 to count as 1
@@ -151,7 +153,7 @@ class Index:
         """Change how widely this index searches from now on, and return it.
 
         Args:
-            **settings: `ef_search` or `num_probes`, whichever the kind has.
+            **settings: `ef_search`, `num_probes` or `rescored`, whichever the kind has.
 
         Raises:
             ValueError: The kind lacks the setting, it cannot be changed after building, or it is not a count.
@@ -212,6 +214,8 @@ class Index:
             engine = ExactEngine.load(folder)
         elif kind == "hnswlib":
             engine = HnswlibEngine.load(folder, about["dimension"])
+        elif kind == "faiss-opq":
+            engine = RescoredEngine.load(folder, settings["rescored"])
         else:
             engine = FaissEngine.load(folder)
         doc_ids = [line for _, line in read_lines(folder / "doc_ids.txt")]
@@ -222,7 +226,7 @@ class Index:
 @checked
 def build_index(
     kind: str,
-    passage_emb: np.ndarray,
+    passage_emb: Vectors,
     doc_ids: Sequence[str | int],
     similarity: str,
     *,
@@ -236,16 +240,18 @@ def build_index(
 
     Args:
         kind: `exact` (ours), `faiss-flat`, `faiss-sqfp16` (half precision), `faiss-hnsw`, `faiss-ivf`,
-            `faiss-ivfpq` (compressed), or `hnswlib` (an optional package). FAISS's kinds except HNSW
+            `faiss-ivfpq` (compressed), `faiss-opq` (compressed after a learnt rotation; candidates are
+            scored anew with `passage_emb`), or `hnswlib` (an optional package). FAISS's kinds except HNSW
             use a GPU if FAISS sees one.
-        passage_emb: float32 or float16 [N, D], finite. `exact` keeps it without a copy, so a memory map
-            stays on disk.
+        passage_emb: float32 or float16 [N, D], finite, an array or `VectorShards`. It is read block by
+            block; `exact` and `faiss-opq` keep it without a copy, so memory maps stay on disk.
         doc_ids: N ids without white space, in the order of the rows; distinct unless `chunks`. Whole
             numbers become text.
         similarity: `cosine` or `dot`, whichever the encoder was trained for (`encoder.config.similarity`).
         chunks: Whether a document may have several rows; `search_run` ranks it by its best one.
         **settings: `m`, `ef_construction` and `ef_search` for the two graphs (HNSW); `num_lists` and
-            `num_probes` for inverted lists; `code_bytes`, the bytes per vector, for `faiss-ivfpq`.
+            `num_probes` for inverted lists; `code_bytes`, the bytes per vector, for `faiss-ivfpq` and
+            `faiss-opq`; `rescored`, how many candidates per hit `faiss-opq` scores anew.
 
     Raises:
         ValueError: An unknown kind, similarity or setting; a wrong shape or dtype; ids that do not fit
@@ -253,7 +259,7 @@ def build_index(
             under cosine; too few vectors for the kind to learn from; or hnswlib is not installed.
 
     Source: Malkov and Yashunin 2018 (HNSW); Jégou, Douze and Schmid 2011 (inverted lists, product
-    quantisation).
+    quantisation); Ge, He, Ke and Sun 2013 (rotation before it).
     """
     if kind not in SETTINGS:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
@@ -274,20 +280,27 @@ def build_index(
         )
     lengths = checked_lengths(passage_emb, "passage_emb", similarity, dimension)
     chosen = chosen_settings(kind, settings, count, dimension)
-    if kind == "faiss-sqfp16" and similarity == "dot" and np.abs(passage_emb).max() > MOST_HALF:
+    if kind == "faiss-sqfp16" and similarity == "dot" and _beyond_half(passage_emb):
         raise ValueError(f"{kind}: a value is beyond the {MOST_HALF:,.0f} of half precision; use faiss-flat")
     scaled = similarity == "cosine" and np.abs(lengths - 1).max() > UNIT
     scale = (1 / lengths).astype(np.float32) if scaled else None
     if kind == "exact":
         engine = ExactEngine(passage_emb, scale)
     elif kind == "hnswlib":
-        engine = HnswlibEngine.build(_blocks(passage_emb, scale), dimension, count, chosen)
+        engine = HnswlibEngine.build(passage_emb, scale, chosen)
     else:
-        engine = FaissEngine.build(kind, _blocks(passage_emb, scale), dimension, count, chosen)
+        builder = RescoredEngine if kind == "faiss-opq" else FaissEngine
+        engine = builder.build(kind, passage_emb, scale, chosen)
     return Index(kind, similarity, chosen, doc_ids, chunks, dimension, engine)
 
 
-def checked_lengths(vectors: np.ndarray, name: str, similarity: str, dimension: int) -> np.ndarray:
+def _beyond_half(vectors: Vectors) -> bool:
+    """Whether half precision cannot hold a value."""
+    starts = range(0, len(vectors), BLOCK)
+    return any(np.abs(vectors[start : start + BLOCK]).max() > MOST_HALF for start in starts)
+
+
+def checked_lengths(vectors: Vectors, name: str, similarity: str, dimension: int) -> np.ndarray:
     """Check that vectors can be compared, and return their lengths, float32 [N].
 
     Args:
@@ -305,18 +318,11 @@ def checked_lengths(vectors: np.ndarray, name: str, similarity: str, dimension: 
     if vectors.dtype not in (np.float16, np.float32, np.float64):
         raise ValueError(f"{name} must be float16, float32 or float64, got {vectors.dtype}")
     lengths = np.empty(len(vectors), dtype=np.float32)
-    for start in range(0, len(vectors), BATCH):
-        block = np.asarray(vectors[start : start + BATCH], dtype=np.float32)
-        lengths[start : start + BATCH] = np.sqrt(np.einsum("nd,nd->n", block, block))
+    for start in range(0, len(vectors), BLOCK):
+        block = np.asarray(vectors[start : start + BLOCK], dtype=np.float32)
+        lengths[start : start + BLOCK] = np.sqrt(np.einsum("nd,nd->n", block, block))
     if not np.isfinite(lengths).all():
         raise ValueError(f"{name}: row {int(np.argmin(np.isfinite(lengths)))} holds NaN or infinity")
     if similarity == "cosine" and not lengths.all():
         raise ValueError(f"{name}: row {int(np.argmin(lengths))} is a zero vector: it has no cosine")
     return lengths
-
-
-def _blocks(vectors: np.ndarray, scale: np.ndarray | None) -> Iterator[np.ndarray]:
-    """Yield blocks of the vectors as float32 [n, D], multiplied by their scale if there is one."""
-    for start in range(0, len(vectors), BATCH):
-        block = np.asarray(vectors[start : start + BATCH], dtype=np.float32)
-        yield np.ascontiguousarray(block if scale is None else block * scale[start : start + BATCH, None])
