@@ -279,7 +279,7 @@ def plan_building(num_passages: int, dim: int, **settings: int) -> dict[str, int
         ValueError: As in `plan_memory`.
 
     >>> plan_building(8_841_823, 384)["faiss-opq"] / 2**30  # MS MARCO, GiB
-    5.47...
+    5.466...
     """
     block = min(num_passages, BLOCK) * dim * FLOAT32
     bytes_of = {}
