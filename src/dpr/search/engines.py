@@ -161,7 +161,7 @@ class FaissEngine:
     def build(
         cls, kind: str, vectors: Vectors, scale: np.ndarray | None, settings: dict[str, int]
     ) -> "FaissEngine":
-        """Train the index on a sample if its kind learns, then add the vectors block by block."""
+        """Train the index on a sample of the vectors [N, D] if its kind learns, then add all by blocks."""
         import faiss
 
         lists, code = settings.get("num_lists"), settings.get("code_bytes")
@@ -274,7 +274,7 @@ class RescoredEngine:
     def build(
         cls, kind: str, vectors: Vectors, scale: np.ndarray | None, settings: dict[str, int]
     ) -> "RescoredEngine":
-        """Build the index of codes; the vectors are kept as they are."""
+        """Build the index of codes; the vectors [N, D] are kept as they are."""
         codes = FaissEngine.build(kind, vectors, scale, settings)
         return cls(codes, ExactEngine(vectors, scale), settings["rescored"])
 
@@ -323,7 +323,7 @@ class HnswlibEngine:
 
     @classmethod
     def build(cls, vectors: Vectors, scale: np.ndarray | None, settings: dict[str, int]) -> "HnswlibEngine":
-        """Build the graph, adding the vectors block by block."""
+        """Build the graph, adding the vectors [N, D] block by block."""
         count, dimension = vectors.shape
         index = import_hnswlib().Index(space="ip", dim=dimension)
         index.init_index(count, M=settings["m"], ef_construction=settings["ef_construction"], random_seed=0)

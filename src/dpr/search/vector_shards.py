@@ -106,7 +106,7 @@ def _files(place: Path) -> list[Path]:
 
 
 def open_array(path: Path) -> np.ndarray:
-    """Open an array file as a memory map.
+    """Open an array file as a memory map, of the shape in the file: [n, D].
 
     Raises:
         ValueError: It is damaged.
