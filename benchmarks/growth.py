@@ -3,11 +3,12 @@
     .venv/bin/python benchmarks/growth.py [--passages 171332] [--doublings 3] [--folder build/growth]
 
 Vectors with structure (clusters of clusters, of length 1) are written as numbered shards, 2 GiB for the
-largest. Each stage runs in a process of its own, which reads the shards as memory maps; its memory is the most
-that it holds by itself, pages of files aside. Growth is time over time, divided by vectors over vectors.
+largest. Each kind of index has a process of its own, which reads the shards as memory maps; its memory is
+the most that it takes in addition, pages of files aside. Growth is time over time, divided by vectors over vectors.
 """
 
 import argparse
+import math
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import numpy as np
 
 from dpr.files import atomic_path
 from dpr.provenance import hardware
+from dpr.search.ann import plan_building
 from dpr.search.index import Index, build_index
 from dpr.search.vector_shards import VectorShards
 
@@ -79,10 +81,10 @@ def measured(action):
 def stage(name: str, folder: Path, count: int) -> None:
     """Write, or build an index of one kind and search it; print a row for each: seconds, MiB, recall@100."""
     if name == "write":
-        print(name, *measured(lambda: write(folder, count))[1])
+        print(name, *measured(lambda: write(folder, count))[1], math.nan)
         return
     index, taken = measured(lambda: build(name, folder))
-    print(f"build:{name}", *taken)
+    print(f"build:{name}", *taken, math.nan)
     queries = structured(QUERIES, AWAY)
     (_, found), taken = measured(lambda: index.search(queries, DEPTH))
     best = build("exact", folder).search(queries, DEPTH)[1]
@@ -102,7 +104,9 @@ def main() -> None:
     if given.stage:
         return stage(given.stage, given.folder, given.passages)
     print(f"D {DIMENSION}, {QUERIES} queries at once, depth {DEPTH}, {hardware()}\n")
-    print("| stage | vectors | s | growth | MiB | recall@100 |\n|---|---:|---:|---:|---:|---:|")
+    print(
+        "| stage | vectors | s | growth | MiB | planned | recall@100 |\n|---|---:|---:|---:|---:|---:|---:|"
+    )
     before: dict[str, float] = {}
     for count in (given.passages << doubling for doubling in range(given.doublings + 1)):
         folder = given.folder / str(count)
@@ -113,19 +117,15 @@ def main() -> None:
                 [sys.executable, __file__, *again], check=True, stdout=subprocess.PIPE, text=True
             )
             for line in made.stdout.splitlines():
-                what, seconds, most, *recall = line.split()
-                growth = f"{float(seconds) / before[what] / 2:.2f}" if what in before else ""
-                before[what] = float(seconds)
-                cells = (
-                    what.replace(":", " "),
-                    f"{count:,}",
-                    f"{float(seconds):.2f}",
-                    growth,
-                    f"{float(most):,.0f}",
+                what, *numbers = line.split()
+                seconds, most, recall = map(float, numbers)
+                growth = seconds / before[what] / 2 if what in before else math.nan
+                planned = plan_building(count, DIMENSION)[name] / 2**20 if "build" in what else math.nan
+                before[what] = seconds
+                row = (
+                    f"| {what.replace(':', ' ')} | {count:,} | {seconds:.2f} | {growth:.2f} | {most:,.0f} | "
                 )
-                print(
-                    "|", " | ".join((*cells, *(f"{float(share):.3f}" for share in recall))), "|", flush=True
-                )
+                print((row + f"{planned:,.0f} | {recall:.3f} |").replace("nan", ""), flush=True)
         for path in folder.glob("shard-*.npy"):
             path.unlink()
 

@@ -82,11 +82,22 @@ def exact_topk(
 
 
 def _of_all(queries, passage_emb, depth: int, scale):
-    """The `depth` best passages of a few queries, by ordering all N scores; memory speed is the limit."""
+    """The `depth` best passages of a few queries, from all N scores; memory speed is the limit."""
     scores = np.empty((len(queries), len(passage_emb)), dtype=np.float32)
     for start, block in _score_blocks(queries, passage_emb, MAX_BLOCK, scale, 0, len(passage_emb)):
         scores[:, start : start + block.shape[1]] = block
-    return _best(scores, np.broadcast_to(np.arange(len(passage_emb)), scores.shape), depth)
+    best = np.empty((len(queries), depth), np.float32), np.empty((len(queries), depth), np.int64)
+    for i, (row, found) in enumerate(_worth_ordering(scores, depth)):
+        best[0][i : i + 1], best[1][i : i + 1] = _best(row[None, found], found[None], depth)
+    return best
+
+
+def _worth_ordering(scores: np.ndarray, depth: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each row of the scores [Q, N], and the positions in it among which its `depth` best are."""
+    step = max(1, scores.shape[1] // SAMPLE)
+    for row, bar in zip(scores, _bar_of(scores[:, ::step], scores.shape[1], depth), strict=True):
+        found = np.flatnonzero(row > bar)
+        yield row, found if len(found) >= depth else np.arange(len(row))
 
 
 def _above_a_bar(queries, passage_emb, depth: int, scale, threads: ThreadPoolExecutor | None):
@@ -136,10 +147,15 @@ def _bar(queries, passage_emb, depth: int, scale) -> np.ndarray:
     scores = queries @ sample.T
     if scale is not None:
         scores *= scale[::step]
-    expected = depth * len(sample) / len(passage_emb)  # number of the best `depth` in the sample
+    return _bar_of(scores, len(passage_emb), depth)
+
+
+def _bar_of(sample: np.ndarray, count: int, depth: int) -> np.ndarray:
+    """The bar [Q, 1] from the scores [Q, S] of a sample of N = `count` passages."""
+    expected = depth * sample.shape[1] / count  # number of the best `depth` in the sample
     rank = math.ceil(expected + 4 * math.sqrt(expected) + 4)  # four standard deviations more
-    kth = scores.shape[1] - rank
-    return np.partition(scores, kth, axis=1)[:, kth : kth + 1]
+    kth = max(0, sample.shape[1] - rank)
+    return np.partition(sample, kth, axis=1)[:, kth : kth + 1]
 
 
 def _score_blocks(
