@@ -4,7 +4,8 @@
 
 Vectors with structure (clusters of clusters, of length 1) are written as numbered shards, 2 GiB for the
 largest. Each kind of index has a process of its own, which reads the shards as memory maps; its memory is
-the most that it takes in addition, pages of files aside. Growth is time over time, divided by vectors over vectors.
+the most that it takes in addition, pages of files aside. Growth is time over time, divided by vectors over
+vectors.
 """
 
 import argparse
