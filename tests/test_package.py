@@ -23,6 +23,7 @@ LAYERS = (  # from the top; a module imports from its own folder and those below
     "models",
     "data",
     "provenance",
+    "shards_on_ray",
     "shards",
     "files",
     "arguments",
@@ -37,6 +38,8 @@ HEAVY = (
     "matplotlib",
     "pandas",
     "ranx",
+    "ray",
+    "pyarrow",
 )
 PICKLING = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 PACKAGE = Path(dpr.__file__).parent
@@ -107,7 +110,7 @@ def test_nothing_below_the_experiments_knows_notebooks_profiles_or_where_runs_li
 
 def test_a_folder_says_what_it_holds_and_nothing_else():
     folders = {name for name in MODULES if "." not in name and (PACKAGE / name).is_dir() and name}
-    assert folders == set(LAYERS) - {"provenance", "shards", "files", "arguments"}
+    assert folders == set(LAYERS) - {"provenance", "shards_on_ray", "shards", "files", "arguments"}
     for name in folders:
         assert len(MODULES[name].body) == 1, name
         assert ast.get_docstring(MODULES[name]), name

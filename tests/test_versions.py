@@ -19,8 +19,8 @@ EXTRAS = PROJECT["optional-dependencies"]
 NEEDS = [
     ("transformers", "5.23", "training/trainer.py", "activation_checkpointing="),
 ]
-# Not installed from requirements.txt: they need a compiler, a GPU or an account
-OPTIONAL = {"hnswlib", "faiss-gpu", "neptune-client"}
+# Not installed from requirements.txt: they need a compiler, a GPU, an account or several machines
+OPTIONAL = {"hnswlib", "faiss-gpu", "neptune-client", "ray"}
 
 
 def asked_for(*extras):

@@ -9,6 +9,7 @@ _HOMES = {
     "BM25": "search.bm25",
     "BiEncoder": "models.bi_encoder",
     "Collection": "data.collection",
+    "CorpusFile": "data.corpus_file",
     "Decoding": "generation.decoding",
     "DistillationSettings": "training.settings",
     "GeneratorSettings": "training.settings",

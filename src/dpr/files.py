@@ -338,7 +338,13 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def read_lines(path: Path | str) -> Iterator[tuple[int, str]]:
-    """Yield the number (from 1) and text of each line that is not blank, without its line end.
+    """Yield the number (from 1) and text of each line that is not blank, as `read_lines_at` does."""
+    for number, _, line in read_lines_at(path):
+        yield number, line
+
+
+def read_lines_at(path: Path | str) -> Iterator[tuple[int, int, str]]:
+    """Yield number (from 1), first byte and text of each line that is not blank, without its line end.
 
     Args:
         path: A UTF-8 file, gzipped if its name ends in .gz.
@@ -367,7 +373,7 @@ def read_lines(path: Path | str) -> Iterator[tuple[int, str]]:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 if line.strip():
                     empty = False
-                    yield number, line
+                    yield number, read - len(raw), line
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file") from None
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -383,13 +389,22 @@ def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
         ValueError: A line is not a JSON object; the message names file and line. See also `read_lines`.
     """
     for number, line in read_lines(path):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: not JSON ({error})") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}:{number}: expected a JSON object, got {type(record).__name__}")
-        yield number, record
+        yield number, json_object(line, f"{path}:{number}")
+
+
+def json_object(line: str, where: str) -> dict[str, Any]:
+    """The JSON object that a line holds.
+
+    Raises:
+        ValueError: It is not a JSON object; the message begins with `where`.
+    """
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: expected a JSON object, got {type(record).__name__}")
+    return record
 
 
 def write_json(path: Path | str, content: Mapping[str, Any]) -> None:

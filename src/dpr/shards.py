@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,16 +98,13 @@ class ShardFolder:
         Raises:
             OSError: Writing failed; shards written earlier are kept.
         """
+        with self.bar(missing, label, unit) as bar:
+            write_shards(missing, make(bar.update), save)
+
+    def bar(self, missing: Mapping[Path, range], label: str, unit: str) -> tqdm:
+        """The progress bar of making the missing shards, over the items of all shards."""
         done = self.num_items - sum(map(len, missing.values()))
-        with tqdm(total=self.num_items, initial=done, desc=label, unit=unit) as bar:
-            start = time.perf_counter()
-            for (path, items), content in zip(missing.items(), make(bar.update), strict=True):
-                seconds = time.perf_counter() - start
-                with writing(path):
-                    save(path, items, content)
-                    about = {"seconds": seconds, "crc32": self._crc32(path)}
-                    write_text(path.with_suffix(".json"), json.dumps(about))
-                start = time.perf_counter()
+        return tqdm(total=self.num_items, initial=done, desc=label, unit=unit)
 
     def is_made(self, path: Path) -> bool:
         """Whether a shard is there, whole.
@@ -118,27 +115,52 @@ class ShardFolder:
         about = path.with_suffix(".json")
         if not (path.is_file() and about.is_file()):
             return False
-        if read_json(about, "crc32")["crc32"] != self._crc32(path):
+        if read_json(about, "crc32")["crc32"] != _crc32(path):
             raise ValueError(f"{path}: damaged; delete it and run again, the rest is kept")
         return True
 
     def files(self) -> list[Path]:
         """All files that shards may have; others in the folder are not ours."""
-        return [file for path in self.items for file in (*self._content(path), path.with_suffix(".json"))]
-
-    def _content(self, path: Path) -> list[Path]:
-        """The files that a shard's content may be in."""
-        return [path, path.with_suffix(f".owners{path.suffix}")]
-
-    def _crc32(self, path: Path) -> int:
-        """The checksum of a shard's content."""
-        return crc32(*filter(Path.is_file, self._content(path)))
+        return [file for path in self.items for file in (*_content(path), path.with_suffix(".json"))]
 
     def seconds(self) -> float:
         """Seconds that making all shards took, over all attempts; NaN if that was lost."""
         paths = [path.with_suffix(".json") for path in self.items]
         known = all(path.is_file() for path in paths)
         return sum(read_json(path, "seconds")["seconds"] for path in paths) if known else math.nan
+
+
+def write_shards(
+    missing: Mapping[Path, range], contents: Iterable[Any], save: Callable[[Path, range, Any], None]
+) -> None:
+    """Write each shard as soon as its content is made, and beside it the seconds that took and its checksum.
+
+    Args:
+        missing: Path of each shard → its items.
+        contents: The content of each shard, in turn.
+        save: As in `ShardFolder.fill`.
+
+    Raises:
+        OSError: Writing failed; shards written earlier are kept.
+    """
+    start = time.perf_counter()
+    for (path, items), content in zip(missing.items(), contents, strict=True):
+        seconds = time.perf_counter() - start
+        with writing(path):
+            save(path, items, content)
+            about = {"seconds": seconds, "crc32": _crc32(path)}
+            write_text(path.with_suffix(".json"), json.dumps(about))
+        start = time.perf_counter()
+
+
+def _content(path: Path) -> list[Path]:
+    """The files that a shard's content may be in."""
+    return [path, path.with_suffix(f".owners{path.suffix}")]
+
+
+def _crc32(path: Path) -> int:
+    """The checksum of a shard's content."""
+    return crc32(*filter(Path.is_file, _content(path)))
 
 
 @contextmanager

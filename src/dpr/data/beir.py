@@ -1,7 +1,9 @@
 """The BEIR folder layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv."""
 
 import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from dpr.arguments import checked
 from dpr.data.collection import DEV_SHARE, Collection, Passage, hold_out_dev
@@ -68,23 +70,48 @@ def read_corpus(path: Path | str) -> list[Passage]:
             holds white space or half a character or comes twice; the message names file and line.
         FileNotFoundError: The file does not exist.
     """
-    passages: dict[str, Passage] = {}
+    records = ((f"{path}:{number}", record) for number, record in read_jsonl(path))
+    return list(checked_passages(records, stacklevel=4))
+
+
+def checked_passages(records: Iterable[tuple[str, Mapping[str, Any]]], stacklevel: int) -> Iterator[Passage]:
+    """Yield the passages of a corpus's records, as `read_corpus` checks and mends them.
+
+    Args:
+        records: Where each record stands, and the record: its id, its title (None if it has none) and text.
+        stacklevel: Of the warning of mended passages, as `warnings.warn` counts.
+
+    Raises:
+        ValueError: As in `read_corpus`; the message begins with where the record stands.
+    """
+    seen: set[str] = set()
     halves: list[str] = []
-    for number, record in read_jsonl(path):
-        doc_id, text = record.get("_id"), record.get("text")
-        title = "" if record.get("title") is None else record["title"]
-        for field, value in (("_id", doc_id), ("title", title), ("text", text)):
-            if not isinstance(value, str):
-                what = "is missing" if value is None else f"is {type(value).__name__}"
-                raise ValueError(f"{path}:{number}: {field} {what}, expected a string")
-        check_id(doc_id, f"{path}:{number}: _id")
-        if doc_id in passages:
-            raise ValueError(f"{path}:{number}: _id {doc_id} comes twice")
-        if SURROGATE.search(f"{title} {text}"):
-            halves.append(f"{path}:{number}")
-            title, text = (SURROGATE.sub("\ufffd", field) for field in (title, text))
-        passages[doc_id] = Passage(doc_id, title, text)
+    for where, record in records:
+        passage, mended = passage_of(record, where)
+        if passage.doc_id in seen:
+            raise ValueError(f"{where}: _id {passage.doc_id} comes twice")
+        seen.add(passage.doc_id)
+        if mended:
+            halves.append(where)
+        yield passage
     if halves:
         message = f"{len(halves)} documents held half a character (a lone surrogate), now \ufffd"
-        warnings.warn(f"{message}; first {halves[0]}", stacklevel=3)
-    return list(passages.values())
+        warnings.warn(f"{message}; first {halves[0]}", stacklevel=stacklevel)
+
+
+def passage_of(record: Mapping[str, Any], where: str) -> tuple[Passage, bool]:
+    """The passage of one record, and whether it held half a character.
+
+    Raises:
+        ValueError: A field is missing or no string, or the id is none; the message begins with `where`.
+    """
+    doc_id, text = record.get("_id"), record.get("text")
+    title = "" if record.get("title") is None else record["title"]
+    for field, value in (("_id", doc_id), ("title", title), ("text", text)):
+        if not isinstance(value, str):
+            what = "is missing" if value is None else f"is {type(value).__name__}"
+            raise ValueError(f"{where}: {field} {what}, expected a string")
+    check_id(doc_id, f"{where}: _id")
+    if not SURROGATE.search(f"{title} {text}"):
+        return Passage(doc_id, title, text), False
+    return Passage(doc_id, *(SURROGATE.sub("\ufffd", part) for part in (title, text))), True

@@ -247,7 +247,7 @@ class Collection:
             ValueError: A document holds half a character (a lone surrogate), which no UTF-8 has.
         """
         try:
-            return _digest(field for passage in self.passages for field in passage)
+            return digest_of(field for passage in self.passages for field in passage)
         except UnicodeEncodeError as error:
             doc_id = next(p.doc_id for p in self.passages if error.object in p)
             raise ValueError(
@@ -259,7 +259,7 @@ class Collection:
     def queries_fingerprint(self) -> str:
         """16 hex digits of SHA-256 over this split's queries and judgements; their order does not matter."""
         judged = (f"{q}\t{d}\t{grade}" for q, grades in self.qrels.items() for d, grade in grades.items())
-        return _digest([*(f"{q}\t{text}" for q, text in sorted(self.queries.items())), *sorted(judged)])
+        return digest_of([*(f"{q}\t{text}" for q, text in sorted(self.queries.items())), *sorted(judged)])
 
     @checked
     def with_split(self, split: str) -> "Collection":
@@ -356,7 +356,7 @@ def hold_out_dev(train: Qrels) -> tuple[Qrels, Qrels]:
     )
 
 
-def _digest(fields: Iterable[str]) -> str:
+def digest_of(fields: Iterable[str]) -> str:
     """16 hex digits of SHA-256 over fields, each followed by a byte that never occurs in UTF-8."""
     digest = hashlib.sha256()
     for text in fields:

@@ -7,17 +7,22 @@ queries are the same however often the work was interrupted.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from dpr.arguments import checked
-from dpr.data.collection import Collection
+from dpr.data.collection import Collection, Passage
+from dpr.data.corpus_file import CorpusFile, passages_at
 from dpr.data.text import segments
 from dpr.files import read_jsonl, write_text
 from dpr.generation.decoding import Decoding
-from dpr.generation.writer import Query, Writer
+from dpr.generation.writer import ModelWriter, Query, Writer
 from dpr.shards import ShardFolder
+from dpr.shards_on_ray import check_engine, fill_missing
 
 SHARD = 256  # passages
 FORMAT = 1
@@ -30,7 +35,7 @@ class Generated:
     Attributes:
         written: doc_id → its queries, in the order written; skipped passages are missing.
         num_skipped: Number of passages skipped because their text is too short.
-        passages_per_s: Passages per second, over all attempts.
+        passages_per_s: Passages per second of one process, over all attempts.
     """
 
     written: dict[str, list[Query]] = field(repr=False)
@@ -47,15 +52,20 @@ class Generated:
 def generate_queries(
     folder: Path | str,
     generator: Writer,
-    collection: Collection,
+    collection: Collection | CorpusFile,
     decoding: Decoding,
     *,
     seed: int = 0,
     overflow: str = "truncate",
     min_words: int = 5,
     shard_size: int = SHARD,
+    engine: str = "local",
+    workers: int | None = None,
 ) -> Generated:
     """Write queries for a collection's passages into a folder, or only those that are missing there.
+
+    With Ray, workers write at the same time, and the queries are the same as far as their machines compute
+    the same; see also `encode_collection`.
 
     Args:
         folder: The folder for this generator, collection and these settings; made if it is missing.
@@ -67,17 +77,26 @@ def generate_queries(
             splits them and writes `num_queries` queries for each chunk.
         min_words: Passages whose text, without the title, has fewer words are skipped; in scripts
             without spaces between words, each character counts as one.
-        shard_size: Passages in a shard; an interruption loses at most one shard.
+        shard_size: Passages in a shard; an interruption loses at most one shard, with Ray one per worker.
+        engine: `local` or `ray`, as in `encode_collection`.
+        workers: Number of Ray's workers, as in `encode_collection`.
 
     Raises:
         ValueError: The folder holds queries made with other settings, which the message names; another
-            process is writing into it; a damaged shard; a size below 1; no passage is long enough.
+            process is writing into it; a damaged shard; a size below 1; no passage is long enough; an engine
+            that cannot be, or Ray with a generator that has no model to send, such as an `EndpointWriter`.
+        RuntimeError: One of Ray's workers died again and again; shards already written are kept.
     """
+    check_engine(engine, workers)
+    if engine == "ray" and not isinstance(generator, ModelWriter):
+        kind = type(generator).__name__
+        raise ValueError(f"engine 'ray' sends a model to its workers, a {kind} has none; use engine='local'")
     folder = Path(folder)
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")
-    passages = [p for p in collection.passages if len(segments(p.text)) >= min_words]
-    if not passages:
+    words = (len(segments(passage.text)) for passage in collection.passages)
+    kept = np.flatnonzero([number >= min_words for number in words])  # positions in the collection
+    if not len(kept):
         raise ValueError(f"{collection.name}: no passage has {min_words} words (min_words)")
     manifest = {
         "format": FORMAT,
@@ -88,34 +107,59 @@ def generate_queries(
         "overflow": overflow,
         "min_words": min_words,
         "collection": collection.fingerprint,
-        "num_passages": len(passages),
+        "num_passages": len(kept),
         "shard_size": shard_size,
     }
-    shards = ShardFolder(folder, manifest, len(passages), shard_size, ".jsonl")
+    shards = ShardFolder(folder, manifest, len(kept), shard_size, ".jsonl")
     with shards.open_for_writing():
-        seeds = {path: _shard_seed(seed, number) for number, path in enumerate(shards.items)}
         missing = {path: rows for path, rows in shards.items.items() if not shards.is_made(path)}
-
-        def write(progress):
-            blocks = ([passages[i].contents for i in rows] for rows in missing.values())
-            return generator.generate_blocks(
-                blocks, decoding, [seeds[path] for path in missing], overflow, progress=progress
-            )
-
-        def save(path, rows, found):
-            written: dict[str, list[Query]] = {passages[i].doc_id: [] for i in rows}
-            for queries, owner in zip(*found, strict=True):
-                written[passages[rows.start + owner].doc_id] += queries
-            write_queries(path, written)
-
-        shards.fill(missing, write, save, f"{generator.name}: queries", "passage")
+        work = _Writing(generator, collection.passages, kept, decoding, manifest)
+        fill_missing(shards, missing, work, f"{generator.name}: queries", "passage", engine, workers)
     written: dict[str, list[Query]] = {}
+    doc_ids = collection.doc_ids
     for path, rows in shards.items.items():
         found = read_queries(path)
-        if list(found) != [passages[i].doc_id for i in rows]:
+        if list(found) != [doc_ids[kept[i]] for i in rows]:
             raise ValueError(f"{path}: damaged, it lacks passages; delete it and run again, the rest is kept")
         written |= found
-    return Generated(written, len(collection.passages) - len(passages), len(passages) / shards.seconds())
+    return Generated(written, len(doc_ids) - len(kept), len(kept) / shards.seconds())
+
+
+@dataclass
+class _Writing:
+    """Writes shards of queries for the passages at the positions that are kept, int64 [num_passages]."""
+
+    generator: Writer
+    passages: Sequence[Passage]
+    kept: np.ndarray
+    decoding: Decoding
+    manifest: dict[str, Any]
+
+    @property
+    def device(self) -> str:
+        return str(self.generator.model.device)
+
+    def move(self, device: str) -> None:
+        self.generator.move(device)
+
+    def make(
+        self, items: Iterable[range], progress: Callable[[int], object]
+    ) -> Iterator[tuple[list[list[Query]], np.ndarray]]:
+        items, seed, size = list(items), self.manifest["seed"], self.manifest["shard_size"]
+        blocks = ([p.contents for p in self._of(rows)] for rows in items)
+        seeds = [_shard_seed(seed, rows.start // size) for rows in items]
+        overflow = self.manifest["overflow"]
+        return self.generator.generate_blocks(blocks, self.decoding, seeds, overflow, progress=progress)
+
+    def save(self, path: Path, items: range, content: tuple[list[list[Query]], np.ndarray]) -> None:
+        doc_ids = [passage.doc_id for passage in self._of(items)]
+        written: dict[str, list[Query]] = {doc_id: [] for doc_id in doc_ids}
+        for queries, owner in zip(*content, strict=True):
+            written[doc_ids[owner]] += queries
+        write_queries(path, written)
+
+    def _of(self, items: range) -> list[Passage]:
+        return passages_at(self.passages, self.kept[items.start : items.stop])
 
 
 def _shard_seed(seed: int, number: int) -> int:

@@ -249,6 +249,12 @@ class CausalGenerator(ModelWriter):
         """Read the examples again when they are next needed, since the weights have changed."""
         vars(self).pop("_examples_read", None)
 
+    def move(self, device: str) -> None:
+        """Move the model to another device, where the examples are read again."""
+        super().move(device)
+        self.forget_read()
+        vars(self).pop("_ends", None)
+
     @cached_property
     def _line_end(self) -> int:
         """The token of a line's end; for a tokenizer without one that of a text's end."""

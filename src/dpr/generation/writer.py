@@ -127,6 +127,10 @@ class ModelWriter(Writer):
             progress=progress,
         )
 
+    def move(self, device: str) -> None:
+        """Move the model to another device."""
+        self.model.to(device)
+
     @abstractmethod
     def _prepare(self, decoding: Decoding) -> None:
         """Raise ValueError for what the model cannot do, and compute what all batches share."""

@@ -9,7 +9,7 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from errno import ENOSPC
 from pathlib import Path
@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 
 from dpr.arguments import checked
-from dpr.data.collection import Collection
+from dpr.data.collection import Collection, Passage
+from dpr.data.corpus_file import CorpusFile, passages_at
 from dpr.files import atomic_path, crc32, read_json, write_text
 from dpr.models.batching import OVERFLOWS
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.two_encoders import TwoEncoders
 from dpr.shards import MANIFEST, ShardFolder, writing
+from dpr.shards_on_ray import check_engine, fill_missing
 
 CPU_SHARD, GPU_SHARD = 1_024, 16_384  # passages per shard
 DTYPES = ("float32", "float16")
@@ -41,7 +43,7 @@ class Encoded:
         doc_ids: Id of each row's document, in the collection's order; with chunks, once per chunk.
         columns: Pooling → its columns in `rows`.
         chunks: Whether a document may have several rows.
-        texts_per_s: Passages encoded per second, over all attempts; NaN if that was lost.
+        texts_per_s: Passages that one process encoded per second, over all attempts; NaN if that was lost.
     """
 
     folder: Path
@@ -71,22 +73,27 @@ class Encoded:
 def encode_collection(
     folder: Path | str,
     encoder: BiEncoder | TwoEncoders,
-    collection: Collection,
+    collection: Collection | CorpusFile,
     *,
     poolings: Sequence[str] | None = None,
     overflow: str = "truncate",
     dtype: str = "float32",
     shard_size: int | None = None,
     batch_tokens: int | None = None,
+    engine: str = "local",
+    workers: int | None = None,
 ) -> Encoded:
     """Encode a collection's passages into a folder; shards that are already there are kept.
 
-    While the shards are joined, the disk holds all vectors twice; memory holds two shards.
+    While the shards are joined, the disk holds all vectors twice; memory holds two shards. With Ray, workers
+    encode at the same time, each as one process does, and the vectors are the same as far as their machines
+    compute the same; what one engine began the other can finish. On several machines, the folder and a
+    `CorpusFile` must lie at the same path for all, and this package be installed.
 
     Args:
         folder: A folder for this encoder, collection and settings only; created if it is missing.
         encoder: The encoder; of `TwoEncoders` the one for passages.
-        collection: N passages.
+        collection: N passages. Each of Ray's workers holds those of a `Collection`, but not a `CorpusFile`'s.
         poolings: Poolings to compute in one pass through the model; by default the encoder's own.
         overflow: What happens to a passage beyond the encoder's length: `truncate` cuts it,
             `max_chunk` splits it into as many rows as needed.
@@ -94,13 +101,19 @@ def encode_collection(
         shard_size: Passages per shard, and the most that an interruption can lose. By default 1,024,
             on a GPU 16,384.
         batch_tokens: See `BiEncoder.encode_blocks`.
+        engine: `local` encodes in this process. `ray` encodes in several: in the cluster that `ray.init` or
+            RAY_ADDRESS names, else in one of this machine, which is shut down at the end.
+        workers: Number of Ray's workers, each on a GPU or, if there is none, one core; by default all.
 
     Raises:
         ValueError: The folder holds vectors of another model, collection or setting (the message names
-            which), another process is encoding into it, a shard is damaged, there are no passages, or
-            a dtype, overflow, pooling or size is invalid.
+            which), another process is encoding into it, a shard is damaged, there are no passages, a dtype,
+            overflow, pooling, size or engine is invalid, a vector is not finite, a `CorpusFile` has changed,
+            Ray is not installed, or its cluster has too few CPUs or GPUs.
         OSError: The disk is full; shards already written are kept.
+        RuntimeError: One of Ray's workers died again and again; shards already written are kept.
     """
+    check_engine(engine, workers)
     folder, encoder = Path(folder), encoder.passage
     on_cpu = encoder.model.device.type == "cpu"
     poolings = list(poolings or [encoder.config.pooling])
@@ -131,46 +144,57 @@ def encode_collection(
     if not (folder / VECTORS).is_file() or any(map(Path.exists, shards.files())):
         with shards.open_for_writing():
             if not (folder / VECTORS).is_file():
-                _encode_missing(shards, encoder, collection)
+                missing = {path: rows for path, rows in shards.items.items() if not shards.is_made(path)}
+                _check_space(shards, sum(map(len, missing.values())))
+                work = _Encoding(encoder, collection.passages, manifest)
+                fill_missing(shards, missing, work, f"{encoder.name}: passages", "text", engine, workers)
                 _assemble(shards)
             for path in shards.files():
                 path.unlink(missing_ok=True)
     return _open(folder, manifest, collection.doc_ids)
 
 
-def _encode_missing(shards: ShardFolder, encoder: BiEncoder, collection: Collection) -> None:
-    """Encode and write each missing shard; with chunks, a second file holds each row's passage."""
-    manifest = shards.manifest
-    chunks = manifest["overflow"] == "max_chunk"
-    missing = {path: rows for path, rows in shards.items.items() if not shards.is_made(path)}
-    _check_space(shards, sum(map(len, missing.values())))
-    blocks = ([collection.passages[i].contents for i in rows] for rows in missing.values())
+@dataclass
+class _Encoding:
+    """Encodes and writes shards of passages; with chunks, a second file holds each row's passage."""
 
-    def encode(progress):
-        return encoder.encode_blocks(
+    encoder: BiEncoder
+    passages: Sequence[Passage]
+    manifest: dict[str, Any]
+
+    @property
+    def device(self) -> str:
+        return str(self.encoder.model.device)
+
+    def move(self, device: str) -> None:
+        self.encoder.model.to(device)
+
+    def make(
+        self, items: Iterable[range], progress: Callable[[int], object]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        blocks = ([p.contents for p in passages_at(self.passages, rows)] for rows in items)
+        return self.encoder.encode_blocks(
             blocks,
-            overflow=manifest["overflow"],
-            poolings=[pooling for pooling, _ in manifest["poolings"]],
-            batch_tokens=manifest["batch_tokens"],
+            overflow=self.manifest["overflow"],
+            poolings=[pooling for pooling, _ in self.manifest["poolings"]],
+            batch_tokens=self.manifest["batch_tokens"],
             progress=progress,
         )
 
-    def save(path, rows, found):
-        vectors, owners = found
+    def save(self, path: Path, items: range, content: tuple[np.ndarray, np.ndarray]) -> None:
+        vectors, owners = content
         with np.errstate(over="ignore"):
-            kept = vectors.astype(manifest["dtype"], copy=False)
+            kept = vectors.astype(self.manifest["dtype"], copy=False)
         bad = np.flatnonzero(~np.isfinite(kept).all(axis=1))
         if len(bad):
-            doc_id = collection.passages[rows.start + owners[bad[0]]].doc_id
+            doc_id = self.passages[items.start + int(owners[bad[0]])].doc_id
             raise ValueError(
-                f"{shards.folder}: the vector of document {doc_id}, computed in {manifest['precision']}, is "
-                f"not finite in {manifest['dtype']}; use float32"
+                f"{path.parent}: the vector of document {doc_id}, computed in {self.manifest['precision']}, "
+                f"is not finite in {self.manifest['dtype']}; use float32"
             )
-        if chunks:
-            _save(path.with_suffix(".owners.npy"), owners + rows.start)
+        if self.manifest["overflow"] == "max_chunk":
+            _save(path.with_suffix(".owners.npy"), owners + items.start)
         _save(path, kept)
-
-    shards.fill(missing, encode, save, f"{encoder.name}: passages", "text")
 
 
 def _check_space(shards: ShardFolder, num_missing: int) -> None:
