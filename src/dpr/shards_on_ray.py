@@ -9,6 +9,7 @@ Source: https://docs.ray.io/en/latest/data/transforming-data.html (stateful tran
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -22,7 +23,11 @@ ENGINES = ("local", "ray")
 RETRIES = 3  # how often a worker that died is started again, and a shard given out again
 SPARE = 2  # CPUs that a Ray of our own has beside those of its workers: with none it waits for ever
 LONGEST = 30  # characters of a folder in which the paths of Ray's sockets fit into their 107 bytes
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}  # unless set otherwise
+OWN = {  # of a Ray of our own, unless set otherwise: nothing is sent home, errors are raised, not logged,
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_worker_niceness": "0",  # and workers have this process's priority
+}
 
 
 class ShardWork(Protocol):
@@ -92,7 +97,7 @@ def fill_missing(
 @contextmanager
 def _cluster(workers: int | None) -> Iterator[tuple[int, bool]]:
     """Use the cluster there is, or start Ray here until the end; yield workers, and whether on GPUs."""
-    for name, value in QUIET.items():
+    for name, value in OWN.items():
         os.environ.setdefault(name, value)
     import ray
 
@@ -165,7 +170,8 @@ def _on_ray(missing: Mapping[Path, range], work: ShardWork, num_workers: int, on
             batch_size=1,
             compute=ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=1),
             num_gpus=1 if on_gpu else None,
-            ray_remote_args_fn=lambda: {"max_restarts": RETRIES, "max_task_retries": RETRIES},
+            max_restarts=RETRIES,
+            max_task_retries=RETRIES,
         )
         try:
             for row in made.iter_rows():
@@ -197,12 +203,14 @@ def _sent(work: ShardWork) -> Any:
 
 @contextmanager
 def _only_ours() -> Iterator[None]:
-    """Keep Ray Data from logging: the bar is ours, and errors are raised."""
+    """Keep Ray Data from logging and warning: the bar is ours, and errors are raised."""
     log = logging.getLogger("ray.data")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*ray_remote_args", DeprecationWarning)  # gone in Ray 2.64
+            yield
     finally:
         log.setLevel(level)
 
