@@ -7,6 +7,7 @@ dies loses the shard in its hands, which Ray has made again, and the folder can 
 Source: https://docs.ray.io/en/latest/data/transforming-data.html (stateful transforms), Ray 2.60.
 """
 
+import copyreg
 import logging
 import os
 import warnings
@@ -160,10 +161,11 @@ def _on_ray(missing: Mapping[Path, range], work: ShardWork, num_workers: int, on
         {"path": str(path.resolve()), "start": items.start, "stop": items.stop}
         for path, items in missing.items()
     ]
-    context, sent = DataContext.get_current().copy(), _sent(work)
-    context.enable_progress_bars, context.raise_original_map_exception = False, True
-    context.max_consecutive_actor_init_deaths = RETRIES
-    with DataContext.current(context), _only_ours():
+    sent = _sent(work)
+    with _only_ours(), DataContext.current(DataContext.get_current().copy()):
+        context = DataContext.get_current()
+        context.enable_progress_bars, context.raise_original_map_exception = False, True
+        context.max_consecutive_actor_init_deaths = RETRIES
         made = from_items(rows, override_num_blocks=len(rows)).map_batches(
             _Worker,
             fn_constructor_args=[sent, on_gpu],
@@ -188,7 +190,10 @@ def _on_ray(missing: Mapping[Path, range], work: ShardWork, num_workers: int, on
 def _sent(work: ShardWork) -> Any:
     """A reference to the work in Ray's object store, with its model on the CPU."""
     import ray
+    from transformers.utils import output_capturing
 
+    # A model that has given the vectors of several layers holds this global variable; a worker has its own
+    copyreg.pickle(output_capturing.CompileableContextVar, lambda variable: "_active_collector")
     device = work.device
     work.move("cpu")
     try:
@@ -209,7 +214,7 @@ def _only_ours() -> Iterator[None]:
     log.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*ray_remote_args", DeprecationWarning)  # gone in Ray 2.64
+            warnings.simplefilter("ignore", DeprecationWarning)  # of what Ray 2.64 will lack
             yield
     finally:
         log.setLevel(level)
