@@ -7,7 +7,6 @@ dies loses the shard in its hands, which Ray has made again, and the folder can 
 Source: https://docs.ray.io/en/latest/data/transforming-data.html (stateful transforms), Ray 2.60.
 """
 
-import copyreg
 import logging
 import os
 import warnings
@@ -118,7 +117,7 @@ def _cluster(workers: int | None) -> Iterator[tuple[int, bool]]:
         try:
             ray.init(**quiet)
             yield _shared_out(ray.cluster_resources(), workers, SPARE if "num_cpus" in quiet else 1)
-        finally:
+        finally:  # also of a start that failed
             ray.shutdown()
 
 
@@ -155,7 +154,7 @@ def _shared_out(there: Mapping[str, float], workers: int | None, spare: int) -> 
 def _on_ray(missing: Mapping[Path, range], work: ShardWork, num_workers: int, on_gpu: bool) -> Iterator[int]:
     """Yield the number of items of each shard that has been made and written; raise a worker's own error."""
     from ray.data import ActorPoolStrategy, DataContext, from_items
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import RayActorError
 
     rows = [
         {"path": str(path.resolve()), "start": items.start, "stop": items.stop}
@@ -164,7 +163,7 @@ def _on_ray(missing: Mapping[Path, range], work: ShardWork, num_workers: int, on
     sent = _sent(work)
     with _only_ours(), DataContext.current(DataContext.get_current().copy()):
         context = DataContext.get_current()
-        context.enable_progress_bars, context.raise_original_map_exception = False, True
+        context.enable_progress_bars = False
         context.max_consecutive_actor_init_deaths = RETRIES
         made = from_items(rows, override_num_blocks=len(rows)).map_batches(
             _Worker,
@@ -177,9 +176,9 @@ def _on_ray(missing: Mapping[Path, range], work: ShardWork, num_workers: int, on
         )
         try:
             for row in made.iter_rows():
+                if "error" in row:
+                    raise row["error"]
                 yield row["num_items"]
-        except RayTaskError as error:
-            raise error.cause from None
         except RayActorError as error:
             raise RuntimeError(
                 f"a worker died {RETRIES + 1} times, perhaps for want of memory; the shards that are written "
@@ -190,10 +189,7 @@ def _on_ray(missing: Mapping[Path, range], work: ShardWork, num_workers: int, on
 def _sent(work: ShardWork) -> Any:
     """A reference to the work in Ray's object store, with its model on the CPU."""
     import ray
-    from transformers.utils import output_capturing
 
-    # A model that has given the vectors of several layers holds this global variable; a worker has its own
-    copyreg.pickle(output_capturing.CompileableContextVar, lambda variable: "_active_collector")
     device = work.device
     work.move("cpu")
     try:
@@ -230,7 +226,10 @@ class _Worker:
         if on_gpu:
             self._work.move("cuda")
 
-    def __call__(self, shard: Mapping[str, Any]) -> dict[str, list[int]]:
+    def __call__(self, shard: Mapping[str, Any]) -> dict[str, list[Any]]:
         path, items = Path(shard["path"][0]), range(int(shard["start"][0]), int(shard["stop"][0]))
-        write_shards({path: items}, self._work.make([items], lambda done: None), self._work.save)
+        try:
+            write_shards({path: items}, self._work.make([items], lambda done: None), self._work.save)
+        except Exception as error:  # handed over as it is: Ray Data would put words of its own into it
+            return {"error": [error]}
         return {"num_items": [len(items)]}

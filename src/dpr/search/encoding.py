@@ -23,6 +23,7 @@ from dpr.data.corpus_file import CorpusFile, passages_at
 from dpr.files import atomic_path, crc32, read_json, write_text
 from dpr.models.batching import OVERFLOWS
 from dpr.models.bi_encoder import BiEncoder
+from dpr.models.sending import after_sending, before_sending
 from dpr.models.two_encoders import TwoEncoders
 from dpr.shards import MANIFEST, ShardFolder, writing
 from dpr.shards_on_ray import check_engine, fill_missing
@@ -161,6 +162,14 @@ class _Encoding:
     encoder: BiEncoder
     passages: Sequence[Passage]
     manifest: dict[str, Any]
+
+    def __getstate__(self) -> dict[str, Any]:
+        before_sending()
+        return vars(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        after_sending(self.encoder.model)
 
     @property
     def device(self) -> str:
