@@ -64,6 +64,8 @@ def test_a_folders_shards_are_opened_in_order_without_owners_as_memory_maps(tmp_
     opened = VectorShards.open(tmp_path, tmp_path / "more.npy")
     np.testing.assert_array_equal(opened[:], np.concatenate([WHOLE, WHOLE]))
     assert isinstance(opened.parts[0], np.memmap)
+    np.save(tmp_path / "vectors.npy", WHOLE[:2])  # what the shards are joined into
+    np.testing.assert_array_equal(VectorShards.open(tmp_path)[:], WHOLE[:2])
 
 
 def test_rows_are_written_as_numpy_writes_them(tmp_path, monkeypatch):
@@ -75,7 +77,7 @@ def test_rows_are_written_as_numpy_writes_them(tmp_path, monkeypatch):
 
 
 def test_a_place_without_vectors_and_a_cut_file_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere: no such file, and no folder with shard-"):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such file, and no folder with vectors"):
         VectorShards.open(tmp_path / "nowhere")
     np.save(tmp_path / "cut.npy", WHOLE)
     (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-1])

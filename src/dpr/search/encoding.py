@@ -25,6 +25,7 @@ from dpr.models.batching import OVERFLOWS
 from dpr.models.bi_encoder import BiEncoder
 from dpr.models.sending import after_sending, before_sending
 from dpr.models.two_encoders import TwoEncoders
+from dpr.search.vector_shards import VectorShards, open_array, save_rows
 from dpr.shards import MANIFEST, ShardFolder, writing
 from dpr.shards_on_ray import check_engine, fill_missing
 
@@ -227,18 +228,13 @@ def _save(path: Path, array: np.ndarray) -> None:
 def _assemble(shards: ShardFolder) -> None:
     """Join the shards in order into one array file."""
     folder, manifest = shards.folder, shards.manifest
-    shape = (sum(len(_load(path)) for path in shards.items), _width(manifest))
-    header = {"descr": np.dtype(manifest["dtype"]).str, "fortran_order": False, "shape": shape}
     if manifest["overflow"] == "max_chunk":
-        owners = np.concatenate([_load(path.with_suffix(".owners.npy")) for path in shards.items])
+        owners = np.concatenate([open_array(path.with_suffix(".owners.npy")) for path in shards.items])
         with writing(folder / OWNERS):
             _save(folder / OWNERS, owners)
     vectors = folder / VECTORS
-    with writing(vectors), atomic_path(vectors) as temporary, temporary.open("wb") as stream:
-        np.lib.format.write_array_header_1_0(stream, header)
-        for path in shards.items:
-            stream.write(np.ascontiguousarray(_load(path)).data)
-        stream.close()
+    with writing(vectors), atomic_path(vectors) as temporary:
+        save_rows(temporary, VectorShards([open_array(path) for path in shards.items]))
         about = {"seconds": shards.seconds(), "crc32": crc32(temporary)}
         if manifest["overflow"] == "max_chunk":
             about["crc32_owners"] = crc32(folder / OWNERS)
@@ -250,14 +246,6 @@ def _width(manifest: dict[str, Any]) -> int:
     return sum(dimension for _, dimension in manifest["poolings"])
 
 
-def _load(path: Path) -> np.ndarray:
-    """Open an array file as a memory map."""
-    try:
-        return np.load(path, mmap_mode="r")
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: damaged ({error}); delete it and run again, the rest is kept") from None
-
-
 def _open(folder: Path, manifest: dict[str, Any], doc_ids: list[str]) -> Encoded:
     """Open the vectors in a complete folder; without its `TIMING`, speed and checksums are unknown."""
     chunks = manifest["overflow"] == "max_chunk"
@@ -266,13 +254,13 @@ def _open(folder: Path, manifest: dict[str, Any], doc_ids: list[str]) -> Encoded
         if checksum in about and about[checksum] != crc32(folder / name):
             raise ValueError(f"{folder / name}: damaged; delete the folder {folder} and encode again")
     if chunks:
-        doc_ids = [doc_ids[i] for i in _load(folder / OWNERS)]
+        doc_ids = [doc_ids[i] for i in open_array(folder / OWNERS)]
     ends = np.cumsum([dimension for _, dimension in manifest["poolings"]]).tolist()
     columns = {
         pooling: slice(end - dimension, end)
         for (pooling, dimension), end in zip(manifest["poolings"], ends, strict=True)
     }
-    vectors = _load(folder / VECTORS)
+    vectors = open_array(folder / VECTORS)
     if vectors.shape != (len(doc_ids), _width(manifest)) or vectors.dtype != manifest["dtype"]:
         raise ValueError(
             f"{folder / VECTORS}: {vectors.dtype} {vectors.shape} is not what {MANIFEST} says; delete the "

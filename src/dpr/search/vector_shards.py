@@ -44,13 +44,14 @@ class VectorShards:
     @classmethod
     @checked
     def open(cls, *places: Path | str) -> "VectorShards":
-        """Open .npy files as memory maps: those named and, of a folder, its `shard-*.npy` in order.
+        """Open .npy files as memory maps: those named and, of a folder, its vectors or shards.
 
         Args:
-            *places: Files or folders; the rows come in the order of the places.
+            *places: Files, or folders with vectors.npy, as `encode_collection` makes them, or with
+                `shard-*.npy`; the rows come in the order of the places.
 
         Raises:
-            FileNotFoundError: A place does not exist, or a folder has no shard.
+            FileNotFoundError: A place does not exist, or a folder has no vectors.
             ValueError: A file is damaged (the message names it), or as in `VectorShards`.
         """
         return cls([open_array(path) for place in places for path in _files(Path(place))])
@@ -97,11 +98,12 @@ class VectorShards:
 
 def _files(place: Path) -> list[Path]:
     """The files of one place, in order."""
-    if place.is_file():
-        return [place]
+    for whole in (place, place / "vectors.npy"):
+        if whole.is_file():
+            return [whole]
     found = sorted(path for path in place.glob("shard-*.npy") if not path.name.endswith(".owners.npy"))
     if not found:
-        raise FileNotFoundError(f"{place}: no such file, and no folder with shard-*.npy")
+        raise FileNotFoundError(f"{place}: no such file, and no folder with vectors.npy or shard-*.npy")
     return found
 
 
@@ -114,7 +116,7 @@ def open_array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r")
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: damaged ({error}); delete it and make it again") from None
+        raise ValueError(f"{path}: damaged ({error}); delete it and run again, the rest is kept") from None
 
 
 def save_rows(path: Path, vectors: np.ndarray | VectorShards) -> None:
