@@ -51,6 +51,19 @@ def test_a_bar_from_a_sample_finds_what_a_sort_finds(depth, num_queries, monkeyp
 
 
 @pytest.mark.usefixtures("small_sample")
+@pytest.mark.parametrize("most", [4, 512])
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_few_hits_of_many_passages_have_a_bar_that_serves(depth, most, monkeypatch):
+    monkeypatch.setattr(exact, "MAX_STEP", most)
+    rng = np.random.default_rng(depth)
+    passages = rng.normal(size=(100 * exact.SAMPLE, 8)).astype(np.float32)
+    queries = rng.normal(size=(20, 8)).astype(np.float32)
+    of_all = counting(monkeypatch, "_of_all")
+    np.testing.assert_array_equal(exact_topk(queries, passages, depth)[1], plain(queries, passages, depth))
+    assert sum(of_all) == 0
+
+
+@pytest.mark.usefixtures("small_sample")
 @pytest.mark.parametrize("best_at", ["in the sample", "beside it"])
 def test_a_sample_that_misleads_changes_nothing(best_at, monkeypatch):
     passages = np.random.default_rng(0).normal(scale=0.01, size=(2_000, 4)).astype(np.float32)

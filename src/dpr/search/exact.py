@@ -26,7 +26,10 @@ BLOCK_SCORES = 2**19  # scores computed at once by a thread (2 MiB)
 MIN_BLOCK, MAX_BLOCK = 1_024, 16_384  # passages in a block
 FEW_QUERIES = 4  # up to this number, ordering all scores is quicker than taking a sample
 SAMPLE = 4_096  # passages in the sample, or somewhat more
-MOST_CANDIDATES = 16  # times the depth; a bar that more passages beat is too low
+MAX_STEP = 512  # at least one passage in so many is in the sample
+MOST_CANDIDATES = (
+    16  # times the depth or, if it is larger, the step; a bar that more passages beat is too low
+)
 GPU_PASSAGES = 65_536  # passages on a GPU at once
 GPU_QUERIES = 1_024  # queries scored on a GPU at once
 
@@ -38,8 +41,8 @@ def exact_topk(
 
     Besides the vectors, each thread holds a block of scores and a block of vectors as float32 (up to 29
     MiB at 384 dimensions). For each of at most `QUERY_BLOCK` queries it holds candidates of 20 bytes, mostly
-    twice the depth (20 MiB at depth 1000), at most `MOST_CANDIDATES` × depth. Without a bar, each thread
-    holds N scores of 12 bytes for each of a few queries.
+    twice the depth (20 MiB at depth 1000), at most `MOST_CANDIDATES` × depth or, if more, `MAX_STEP`.
+    Without a bar, each thread holds N scores of 12 bytes for each of a few queries.
 
     Args:
         query_emb: float32 [Q, D].
@@ -94,7 +97,7 @@ def _of_all(queries, passage_emb, depth: int, scale):
 
 def _worth_ordering(scores: np.ndarray, depth: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Each row of the scores [Q, N], and the positions in it among which its `depth` best are."""
-    step = max(1, scores.shape[1] // SAMPLE)
+    step = _step(scores.shape[1])
     for row, bar in zip(scores, _bar_of(scores[:, ::step], scores.shape[1], depth), strict=True):
         found = np.flatnonzero(row > bar)
         yield row, found if len(found) >= depth else np.arange(len(row))
@@ -106,15 +109,16 @@ def _above_a_bar(queries, passage_emb, depth: int, scale, threads: ThreadPoolExe
     If `threads` are given, the passages are divided among them.
     """
     bar = _bar(queries, passage_emb, depth, scale)
+    most = MOST_CANDIDATES * max(depth, _step(len(passage_emb)))
     edges = np.linspace(0, len(passage_emb), (_num_threads() if threads else 1) + 1).astype(int).tolist()
     parts = list(pairwise(edges))
-    collect = partial(_candidates, queries, passage_emb, scale, bar, MOST_CANDIDATES * depth * len(queries))
+    collect = partial(_candidates, queries, passage_emb, scale, bar, most * len(queries))
     kept = [candidates for part in (threads.map if threads else map)(collect, parts) for candidates in part]
     if any(candidates is None for candidates in kept):  # far too many passages beat the bars
         return np.empty(0, dtype=np.int64), np.empty((0, depth)), np.empty((0, depth))
     rows, positions, values = (np.concatenate(column) for column in zip(*kept, strict=True))
     counts = np.bincount(rows, minlength=len(queries))
-    counts[(counts < depth) | (counts > MOST_CANDIDATES * depth)] = 0
+    counts[(counts < depth) | (counts > most)] = 0
     good = np.flatnonzero(counts[rows])
     order = good[np.argsort(rows[good], kind="stable")]
     rows, positions, values = rows[order], positions[order], values[order]
@@ -142,12 +146,17 @@ def _candidates(queries, passage_emb, scale, bar: np.ndarray, most: int, part: t
 
 def _bar(queries, passage_emb, depth: int, scale) -> np.ndarray:
     """For each query a score [Q, 1] that, judging by a sample, somewhat more than `depth` passages beat."""
-    step = len(passage_emb) // SAMPLE
+    step = _step(len(passage_emb))
     sample = np.asarray(passage_emb[::step], dtype=np.float32)
     scores = queries @ sample.T
     if scale is not None:
         scores *= scale[::step]
     return _bar_of(scores, len(passage_emb), depth)
+
+
+def _step(count: int) -> int:
+    """One of so many of N = `count` passages is in the sample."""
+    return max(1, min(count // SAMPLE, MAX_STEP))
 
 
 def _bar_of(sample: np.ndarray, count: int, depth: int) -> np.ndarray:
