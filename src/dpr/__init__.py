@@ -39,6 +39,7 @@ _HOMES = {
     "load_collection": "data.loading",
     "load_training_data": "data.loading",
     "margin_mse_loss": "training.distillation",
+    "merge_parts": "search.fusion",
     "mine_negatives": "training.negatives",
     "plan_building": "search.ann",
     "plan_memory": "search.ann",

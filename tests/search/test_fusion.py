@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpr.data.trec import ordered_hits
-from dpr.search.fusion import fuse, fuse_scores
+from dpr.search.fusion import fuse, fuse_scores, merge_parts
+from dpr.search.index import build_index
 
 fused_hits = st.dictionaries(
     st.sampled_from("abcdefg"), st.sampled_from([2.0, 1.0, 0.5, 0.0, -1e6]), min_size=0, max_size=7
@@ -131,3 +132,44 @@ def test_fusion_by_scores_by_hand():
     assert found["one"] == {"x": 1 / 2}
     with pytest.raises(ValueError, match="at least two runs, got 1"):
         fuse_scores([first], "t")
+
+
+# --- parts of a collection ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [1, 7, 40, 1000])
+def test_merged_parts_are_the_run_of_a_search_of_all(depth):
+    rng = np.random.default_rng(0)
+    passages, queries = (np.float32(rng.integers(-64, 64, size=(n, 8)) / 16) for n in (90, 6))
+    passages[40] = passages[3]  # a tie across parts; sums of these numbers are exact
+    doc_ids, query_ids = [f"d{i}" for i in range(90)], [f"q{i}" for i in range(6)]
+
+    def searched(rows):
+        index = build_index("exact", passages[rows], [doc_ids[i] for i in rows], "dot")
+        return index.search_run(query_ids, queries, depth, "part")
+
+    whole = searched(np.arange(90))
+    merged = merge_parts([searched(rows) for rows in np.split(np.arange(90), [20, 41])], "merged", depth)
+    assert merged.tag == "merged"
+    assert list(merged) == query_ids
+    for query_id, hits in whole.items():
+        assert list(merged[query_id]) == list(hits)
+        assert merged[query_id] == pytest.approx(hits, rel=1e-5)
+
+
+def test_a_query_has_the_hits_of_the_parts_that_know_it():
+    assert merge_parts([{"q": {"a": 1.0}}, {"p": {"b": 2}}], "t", 5) == {"q": {"a": 1.0}, "p": {"b": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("runs", "depth", "message"),
+    [
+        ([], 5, "needs a list of runs and a depth of at least 1, got 0 and 5"),
+        ({"q": {"a": 1.0}}, 5, "runs must be Sequence"),
+        ([{"q": {"a": 1.0}}], 0, "a depth of at least 1, got 1 and 0"),
+        ([{"q": {"a": 1.0}}, {"q": {"b": 1.0, "a": 3.0}}], 5, "query q: document a is in two runs"),
+    ],
+)
+def test_what_are_no_parts_is_refused(runs, depth, message):
+    with pytest.raises(ValueError, match=escape(message)):
+        merge_parts(runs, "t", depth)

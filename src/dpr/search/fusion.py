@@ -1,4 +1,4 @@
-"""Merging the rankings of several systems into one."""
+"""Merging the rankings of several systems, or of one over the parts of a collection, into one."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -61,6 +61,40 @@ def fuse_scores(runs: Sequence[Mapping[str, Mapping[str, float]]], tag: str) -> 
         return {doc_id: (score - low) / (high - low) / len(runs) for doc_id, score in hits.items()}
 
     return _sum(runs, tag, rescaled)
+
+
+@checked
+def merge_parts(runs: Sequence[Mapping[str, Mapping[str, float]]], tag: str, depth: int) -> Run:
+    """Merge one system's hits in the parts of a collection: the best by score, as if all were searched.
+
+    Only of documents that score alike at the last place others may be kept than by one search, which goes by
+    their positions.
+
+    Args:
+        runs: The run of each part, such as one machine's shards, searched at least to `depth`. Scores must
+            mean the same in all of them: similarities do, but BM25 counts each part's words.
+        tag: The name of the merged run.
+        depth: Most documents per query.
+
+    Returns:
+        The merged run, in trec_eval's order; a query has the hits of the parts that found some.
+
+    Raises:
+        ValueError: There is no run, `depth` is below 1, a document is a query's hit in two parts, or a score
+            is not a finite number.
+    """
+    if not runs or depth < 1:
+        raise ValueError(f"needs a list of runs and a depth of at least 1, got {len(runs)} and {depth}")
+    runs = [checked_hits(run) for run in runs]
+    merged = Run({}, tag)
+    for query_id in dict.fromkeys(query_id for run in runs for query_id in run):
+        parts = [run.get(query_id, {}) for run in runs]
+        hits = {doc_id: score for part in parts for doc_id, score in part.items()}
+        if len(hits) < sum(map(len, parts)):
+            twice = Counter(doc_id for part in parts for doc_id in part).most_common(1)[0][0]
+            raise ValueError(f"query {query_id}: document {twice} is in two runs: they are no parts")
+        merged[query_id] = dict(ordered_hits(hits)[:depth])
+    return merged
 
 
 def _sum(
