@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class LuceneIndex:
 
         def block(start: int) -> list[dict[str, float]]:
             try:
-                return [self._best(searcher, text, depth) for text in texts[start : start + BLOCK]]
+                return self._best(searcher, texts[start : start + BLOCK], depth)
             finally:
                 jnius.detach()  # this thread, from Java
 
@@ -99,7 +100,7 @@ class LuceneIndex:
         everything = autoclass("org.apache.lucene.search.MatchAllDocsQuery")()
         found = self._searcher(1.0, 0.0).search(everything, self.num_documents, order)
         places = np.empty(self.num_documents, dtype=np.int64)
-        places[self._hits(found)[:, 1].astype(np.int64)] = np.arange(self.num_documents)
+        places[self._hits([found])[0][:, 1].astype(np.int64)] = np.arange(self.num_documents)
         return places
 
     def _searcher(self, k1: float, b: float) -> Any:
@@ -111,28 +112,43 @@ class LuceneIndex:
         searcher.setSimilarity(autoclass("org.apache.lucene.search.similarities.BM25Similarity")(k1, b))
         return searcher
 
-    def _best(self, searcher: Any, text: str, depth: int) -> dict[str, float]:
-        """A text's best documents: of those that score alike at the last rank, the first by id are kept."""
-        query = self._generator.buildQuery(FIELD, self._analyzer, text)
+    def _best(self, searcher: Any, texts: Sequence[str], depth: int) -> list[dict[str, float]]:
+        """The best documents of each text: of those alike at the last rank, the first by id are kept."""
+        queries = [self._generator.buildQuery(FIELD, self._analyzer, text) for text in texts]
         asked = min(depth + SPARE, self.num_documents)
-        hits = self._hits(searcher.search(query, asked))
+        found = self._hits([searcher.search(query, asked) for query in queries])
+        found = [self._past_ties(searcher, *pair, depth) for pair in zip(queries, found, strict=True)]
+        rows = np.repeat(np.arange(len(found)), list(map(len, found)))
+        scores, numbers = np.concatenate(found).T
+        places = self._places[numbers.astype(np.int64)]
+        order = np.lexsort((places, -scores, rows))
+        firsts = np.searchsorted(rows, rows)  # where each hit's query begins
+        order = order[np.arange(len(rows)) - firsts < depth]
+        rows, places, scores = rows[order], places[order], scores[order].astype(np.float32)
+        edges = np.searchsorted(rows, np.arange(len(found) + 1)).tolist()
+        for start, end in pairwise(edges):
+            scores[start:end] = _without_ties(scores[start:end])
+        order = np.lexsort((-places, -scores, rows))  # trec_eval's
+        ids = [self._doc_ids[place] for place in places[order].tolist()]
+        hits = list(zip(ids, scores[order].tolist(), strict=True))
+        return [dict(hits[start:end]) for start, end in pairwise(edges)]
+
+    def _past_ties(self, searcher: Any, query: Any, hits: np.ndarray, depth: int) -> np.ndarray:
+        """A query's hits [K, 2], asked for anew until the last one scores less than that at `depth`."""
+        asked = min(depth + SPARE, self.num_documents)
         while len(hits) == asked < self.num_documents and hits[-1, 0] == hits[depth - 1, 0]:
             asked = min(2 * asked, self.num_documents)
-            hits = self._hits(searcher.search(query, asked))
-        places = self._places[hits[:, 1].astype(np.int64)]
-        order = np.lexsort((places, -hits[:, 0]))[:depth]
-        places, scores = places[order], _without_ties(hits[order, 0].astype(np.float32))
-        order = np.lexsort((-places, -scores))  # trec_eval's
-        return {
-            self._doc_ids[i]: s for i, s in zip(places[order].tolist(), scores[order].tolist(), strict=True)
-        }
+            [hits] = self._hits([searcher.search(query, asked)])
+        return hits
 
-    def _hits(self, found: Any) -> np.ndarray:
-        """Lucene's `TopDocs` as float64 [K, 2]: scores and document numbers."""
-        text = self._mapper.writeValueAsString(found)
-        listed = text[text.index("[") : text.index("]]") if "]]" in text else None]
-        listed = listed.translate(dict.fromkeys(map(ord, '[]}"')))
-        return np.fromstring(listed, sep=",").reshape(-1, 2)
+    def _hits(self, found: Sequence[Any]) -> list[np.ndarray]:
+        """Each of Lucene's `TopDocs` as float64 [K, 2]: scores and document numbers."""
+        texts = [self._mapper.writeValueAsString(one) for one in found]
+        listed = [text[text.index("[") : text.index("]]") if "]]" in text else None] for text in texts]
+        lengths = [text.count(",") + 1 if "," in text else 0 for text in listed]
+        numbers = ",".join(text for text, length in zip(listed, lengths, strict=True) if length)
+        numbers = np.fromstring(numbers.translate(dict.fromkeys(map(ord, '[]}"'))), sep=",")
+        return [part.reshape(-1, 2) for part in np.split(numbers, np.cumsum(lengths)[:-1])]
 
 
 def _without_ties(scores: np.ndarray) -> np.ndarray:
