@@ -147,13 +147,14 @@ class ExactEngine:
 
 
 class FaissEngine:
-    """A FAISS index with inner product, on every GPU that FAISS sees; HNSW stays on the CPU."""
+    """A FAISS index with inner product, on every GPU that FAISS sees; HNSW and OPQ stay on the CPU."""
 
     def __init__(self, index):
         import faiss
 
         self._cpu = index
-        on_gpu = faiss.get_num_gpus() > 0 and not isinstance(index, faiss.IndexHNSW)
+        on_cpu = isinstance(index, faiss.IndexHNSW | faiss.IndexPreTransform)  # GPUs give 2,048 candidates
+        on_gpu = faiss.get_num_gpus() > 0 and not on_cpu
         self._index = faiss.index_cpu_to_all_gpus(index) if on_gpu else index
         self.num_bytes = _written_bytes(index)
 

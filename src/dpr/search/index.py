@@ -242,7 +242,7 @@ def build_index(
         kind: `exact` (ours), `faiss-flat`, `faiss-sqfp16` (half precision), `faiss-hnsw`, `faiss-ivf`,
             `faiss-ivfpq` (compressed), `faiss-opq` (compressed after a learnt rotation; candidates are
             scored anew with `passage_emb`), or `hnswlib` (an optional package). FAISS's kinds except HNSW
-            use a GPU if FAISS sees one.
+            and OPQ use a GPU if FAISS sees one.
         passage_emb: float32 or float16 [N, D], finite, an array or `VectorShards`. It is read block by
             block; `exact` and `faiss-opq` keep it without a copy, so memory maps stay on disk.
         doc_ids: N ids without white space, in the order of the rows; distinct unless `chunks`. Whole
