@@ -208,6 +208,7 @@ def calls(tmp_path_factory, plain_folder, t5_folder):
                 "workers": None,
             },
         ),
+        "VectorShards": (dpr.VectorShards, {"parts": [np.eye(3, dtype=np.float32)]}),
         "evaluate": (dpr.evaluate, {"qrels": qrels, "run": run, "metrics": ["RR@10"]}),
         "expand": (dpr.expand, {"collection": collection, "queries": {"d1": ["bees"]}, "num_queries": 1}),
         "fuse": (dpr.fuse, {"runs": [run, run], "tag": "t", "k": 60}),
@@ -229,6 +230,7 @@ def calls(tmp_path_factory, plain_folder, t5_folder):
             dpr.load_training_data,
             {"name_or_file": folder / "t.tsv", "max_bad_lines": 0},
         ),
+        "merge_parts": (dpr.merge_parts, {"runs": [run], "tag": "t", "depth": 3}),
         "mine_negatives": (
             dpr.mine_negatives,
             {
@@ -240,6 +242,7 @@ def calls(tmp_path_factory, plain_folder, t5_folder):
                 "max_share": 0.9,
             },
         ),
+        "plan_building": (dpr.plan_building, {"num_passages": 100_000, "dim": 64}),
         "plan_memory": (dpr.plan_memory, {"num_passages": 100_000, "dim": 64}),
         "qrels_from_answers": (
             dpr.qrels_from_answers,
