@@ -87,6 +87,7 @@ def test_a_cross_encoder_is_trained_once_and_loaded_only_if_it_is_needed(space, 
     data, pool = lesson
     kept, training = taught(space, "ce", start, data, SETTINGS, pool)
     assert (kept.name, kept.max_length, trainings) == ("ce", 24, ["ce"])
+    assert "reranker" not in vars(training)  # or each training that is compared stays in memory
     assert kept.fingerprint == kept.load().fingerprint != start.fingerprint
     again, read = taught(space, "ce", start, data, SETTINGS, pool)
     assert (again.fingerprint, read.history) == (kept.fingerprint, training.history)

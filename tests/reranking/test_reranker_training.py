@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -242,6 +243,17 @@ def test_the_reranker_given_is_not_changed(reranker, tmp_path):
     before = reranker.fingerprint
     trained = train_reranker(reranker, DATA, tmp_path / "run", SHORT)
     assert reranker.fingerprint == before != trained.reranker.fingerprint
+
+
+def test_a_training_leaves_nothing_of_it_in_memory(reranker, pool, tmp_path):
+    class Watch(TrainerCallback):
+        def on_train_end(self, args, state, control, model=None, optimizer=None, **_):
+            self.seen = [weakref.ref(part) for part in (model, getattr(optimizer, "optimizer", optimizer))]
+
+    watch = Watch()
+    settings = replace(SHORT, eval_every=3)
+    train_reranker(reranker, DATA, tmp_path / "run", settings, validation=pool, callbacks=[watch])
+    assert [part() for part in watch.seen] == [None, None]
 
 
 # --- what must be a mistake --------------------------------------------------------------------

@@ -138,7 +138,7 @@ def train_and_search(
     means = space.means(ready, dev) if dev else {}
     more = {"dev": means} if dev else {}
     keep_training(path, trained, searched=result.metadata["config"]["model"], **more)
-    return FineTuned(result, trained, means)
+    return FineTuned(result, trained.without_model(), means)
 
 
 def with_passage_length(encoder: BiEncoder | TwoEncoders, length: int) -> BiEncoder | TwoEncoders:

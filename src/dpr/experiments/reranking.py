@@ -92,7 +92,7 @@ def taught(
     trained = train()
     fingerprint = trained.reranker.fingerprint
     keep_training(path, trained, model=fingerprint)
-    return known(fingerprint), trained
+    return known(fingerprint), trained.without_model()
 
 
 def reranked(

@@ -111,6 +111,12 @@ class GeneratorTrainer(LoggedTrainer):
         loss = self._held_out_loss(read)
         return found | {"loss": loss, PASSAGE_GAIN: self._held_out_loss(read[1:] + read[:1]) - loss}
 
+    def save_trained(self, folder: Path) -> None:
+        """Write the generator into a folder, with its adapters merged into the weights."""
+        if self.settings.lora_rank:
+            merge_adapters(self.generator.model)
+        self.generator.save(folder)
+
     def _held_out_loss(self, passages: Sequence[str]) -> float:
         """The mean loss per token of the held-out queries, given the doc_id of a passage for each."""
         pairs = zip(self.validation.examples, passages, strict=True)
@@ -171,18 +177,12 @@ def train_generator(
             f"precision='float32'; the settings' precision says how training computes"
         )
     check_training(settings, data, validation and [e.query for e in validation.examples], tags)
-    trained = copy.deepcopy(generator)
-
-    def save(fresh: Path) -> None:
-        if settings.lora_rank:
-            merge_adapters(trained.model)
-        trained.save(fresh)
-
     training = train_or_resume(
         folder,
         describe_generator_training(generator, data, settings, validation, tags),
-        lambda checkpoints: GeneratorTrainer(trained, data, checkpoints, settings, validation),
-        save,
+        lambda checkpoints: GeneratorTrainer(
+            copy.deepcopy(generator), data, checkpoints, settings, validation
+        ),
         ModelKind(
             "A query generator",
             f"It reads {config.passage_max_length} tokens of a passage; queries are cut at "

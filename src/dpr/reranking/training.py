@@ -212,6 +212,10 @@ class RerankerTrainer(LoggedTrainer):
         """What the cross-encoder makes of the validation pool; see `Pool.measure`."""
         return self.validation.measure(self.reranker)
 
+    def save_trained(self, folder: Path) -> None:
+        """Write the cross-encoder into a folder."""
+        self.reranker.save(folder)
+
 
 def check_lists(data: TrainingData, settings: RerankerSettings) -> None:
     """Refuse training data that a loss cannot compare.
@@ -282,12 +286,10 @@ def train_reranker(
     check_pairs(reranker)
     asked = validation and [validation.collection.queries[query_id] for query_id in validation.run]
     check_training(settings, data, asked, tags)
-    trained = copy.deepcopy(reranker)
     training = train_or_resume(
         folder,
         describe_reranker_training(reranker, data, settings, validation, tags),
-        lambda checkpoints: RerankerTrainer(trained, data, checkpoints, settings, validation),
-        trained.save,
+        lambda checkpoints: RerankerTrainer(copy.deepcopy(reranker), data, checkpoints, settings, validation),
         ModelKind(
             "A cross-encoder",
             f"It reads {reranker.max_length} tokens of a pair; its raw score is larger for a better passage.",

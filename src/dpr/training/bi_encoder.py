@@ -201,6 +201,10 @@ class BiEncoderTrainer(LoggedTrainer):
                 losses.append(float(self.compute_loss(self.model, batch)))
         return found | {"loss": sum(losses) / len(losses), "chance_loss": math.log(self._held_out_size)}
 
+    def save_trained(self, folder: Path) -> None:
+        """Write the encoder into a folder."""
+        self.encoder.save(folder)
+
     def extra_log(self, batches: int) -> dict[str, float]:
         """The loss of chance, ln of a batch's passages, and the share of queries with a positive first."""
         return {
@@ -321,14 +325,12 @@ def train(
     if passage_emb is not None and not is_frozen(settings):
         raise ValueError("passage_emb is for frozen passages; these settings train the passage encoder")
     check_training(settings, data, None if validation is None else validation.queries.values(), tags)
-    trained = copy.deepcopy(encoder)  # so that the caller's encoder is not changed
     training = train_or_resume(
         folder,
         describe_training(encoder, data, settings, validation, tags),
         lambda checkpoints: BiEncoderTrainer(
-            trained, data, checkpoints, settings, validation, passage_emb=passage_emb
+            copy.deepcopy(encoder), data, checkpoints, settings, validation, passage_emb=passage_emb
         ),
-        trained.save,
         ModelKind(
             "A bi-encoder",
             _reads(encoder),

@@ -1,5 +1,6 @@
 """The folder of a training: claimed at its start, resumed after a kill, read once it is finished."""
 
+import gc
 import json
 import shutil
 import warnings
@@ -82,6 +83,10 @@ class Training:
             last = line["step"]
         return seconds / 60
 
+    def without_model(self) -> "Training":
+        """The record and the history alone: who keeps these does not keep the weights in memory."""
+        return Training(self.history, self.finished, self.folder)
+
 
 def check_training(
     settings: LoopSettings, data: TrainingData, validation_queries: Iterable[str] | None, tags: Sequence[str]
@@ -137,7 +142,6 @@ def train_or_resume(
     folder: Path,
     record: Mapping[str, Any],
     make_trainer: Callable[[Path], LoggedTrainer],
-    save: Callable[[Path], None],
     kind: ModelKind,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Training:
@@ -147,7 +151,7 @@ def train_or_resume(
         folder: The training's own folder; see `dpr.training.bi_encoder.train` for what it gets.
         record: The training's record, as `training_record` makes it.
         make_trainer: Makes the trainer, given the folder for checkpoints; only called if training is needed.
-        save: Writes the trained model into a folder.
+            What nobody else holds of it and of its model is out of memory afterwards.
         kind: The kind of model that is trained.
         callbacks: Further callbacks of the Trainer.
 
@@ -155,7 +159,7 @@ def train_or_resume(
         ValueError: `folder` holds another training, or something else; or another process trains in it.
     """
     if processes.is_first():
-        trained = _lead(folder, record, make_trainer, save, kind, callbacks)
+        trained = _lead(folder, record, make_trainer, kind, callbacks)
         if not trained:
             processes.from_first(FINISHED)
     else:
@@ -163,6 +167,7 @@ def train_or_resume(
         if newest != FINISHED:
             _run(make_trainer(folder / CHECKPOINTS), newest)
     processes.wait()
+    gc.collect()  # a trainer refers to itself, and so holds its weights, gradients and optimiser
     return Training(
         [line for _, line in read_jsonl(folder / HISTORY)],
         read_json(folder / MODEL / RECORD, *IDENTITY, "steps", "best_step"),
@@ -170,7 +175,7 @@ def train_or_resume(
     )
 
 
-def _lead(folder, record, make_trainer, save, kind, callbacks) -> bool:
+def _lead(folder, record, make_trainer, kind, callbacks) -> bool:
     """Train in a folder unless it holds the finished training; whether that was needed."""
     entries = folder.iterdir() if folder.is_dir() else ()
     others = [entry.name for entry in entries if entry.name != LOCK or entry.is_dir()]
@@ -185,7 +190,7 @@ def _lead(folder, record, make_trainer, save, kind, callbacks) -> bool:
                 _claim(folder, record)
                 if not (folder / MODEL).is_dir():
                     trained = True
-                    _train(folder, make_trainer(folder / CHECKPOINTS), save, kind, callbacks)
+                    _train(folder, make_trainer(folder / CHECKPOINTS), kind, callbacks)
                 for checkpoint in checkpoints_in(folder / CHECKPOINTS):
                     shutil.rmtree(checkpoint, ignore_errors=True)
                 if (folder / CHECKPOINTS).is_dir() and not any((folder / CHECKPOINTS).iterdir()):
@@ -253,7 +258,7 @@ def _claim(folder: Path, record: Mapping[str, Any]) -> None:
             )
 
 
-def _train(folder, trainer, save, kind, callbacks) -> None:
+def _train(folder, trainer, kind, callbacks) -> None:
     """Train from the last complete checkpoint, if there is one, and write the result to `model/`."""
     checkpoints = folder / CHECKPOINTS
     newest = _newest(checkpoints)
@@ -269,7 +274,7 @@ def _train(folder, trainer, save, kind, callbacks) -> None:
     record = read_json(folder / RECORD)
     finished = {"best_step": best_step, "steps": state.global_step, **record}
     with atomic_folder(folder / MODEL, kind.what.lower()) as fresh:
-        save(fresh)
+        trainer.save_trained(fresh)
         write_text(fresh / RECORD, json.dumps(finished, indent=1, ensure_ascii=False) + "\n")
         write_text(fresh / "README.md", model_card(folder.name, kind, finished, state.log_history))
 

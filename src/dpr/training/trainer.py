@@ -38,7 +38,7 @@ class LoggedTrainer(Trainer):
     """The Trainer with more fields in its log and with a mark on every complete checkpoint.
 
     A subclass adds each batch to `tally["batches"]` and its tokens to `tally["tokens"]`, and defines
-    `validate`.
+    `validate` and `save_trained`.
 
     Args:
         model: The model, trained in place.
@@ -77,6 +77,10 @@ class LoggedTrainer(Trainer):
 
     def validate(self) -> dict[str, float]:
         """Evaluate the model; the values returned by name include the settings' metric."""
+        raise NotImplementedError
+
+    def save_trained(self, folder: Path) -> None:
+        """Write the trained model into a folder, as it is loaded from."""
         raise NotImplementedError
 
     @torch.no_grad()
